@@ -1,0 +1,1 @@
+"""The reference operations in plain torch: they define what is right."""

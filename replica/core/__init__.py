@@ -1,0 +1,1 @@
+"""The replica's decisions: scheduler, block pool, prefix cache, sequences. Pure."""

@@ -1,0 +1,1 @@
+"""Everything beside the hot path: admin port, probes, KV-event subscriptions."""
