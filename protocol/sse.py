@@ -7,7 +7,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def frame(payload: bytes) -> bytes:
-    """One event holding `payload`, which must not contain a line break (msgspec's JSON never does)."""
+    """One event holding `payload`, which holds no line break (msgspec's JSON never does)."""
     return b"data: " + payload + b"\n\n"
 
 
