@@ -1,4 +1,4 @@
-"""Reads what a router needs of a model: chat template and vocabulary, from GGUF or a HF directory."""
+"""Reads what a router needs of a model: template and vocabulary, from GGUF or a HF directory."""
 
 import importlib.util
 from collections.abc import Mapping

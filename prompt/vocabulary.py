@@ -43,10 +43,9 @@ class Vocabulary:
         return len(self._token_bytes)
 
     def detokenise(self, token_ids: Iterable[int]) -> bytes:
-        """The bytes of `token_ids`, one after the other. Ids outside the vocabulary have none."""
+        """The bytes of `token_ids`, one after the other. Ids beyond the vocabulary have none."""
         table = self._token_bytes
         try:
-            # Negative ids would silently index from the end; engines send unsigned ones.
             return b"".join([table[token_id] for token_id in token_ids])
         except IndexError:
             size = len(table)

@@ -17,7 +17,7 @@ Source: vllm/distributed/kv_events.py; sglang/srt/disaggregation/kv_events.py.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -37,7 +37,7 @@ class BlockStored(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defa
 
     block_hashes: list[BlockHash]
     parent_block_hash: BlockHash | None
-    token_ids: list[int]
+    token_ids: list[Annotated[int, msgspec.Meta(ge=0)]]
     block_size: int
     lora_id: int | None = None
     medium: str | None = None

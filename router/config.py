@@ -1,0 +1,207 @@
+"""The router's configuration as frozen structs: every field with its unit, default and meaning."""
+
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import msgspec
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class ListenConfig(_Section, frozen=True, kw_only=True):
+    """Where clients connect. Port 0 picks a free one."""
+
+    host: str = "0.0.0.0"
+    port: Port = 8000
+
+
+class AdminConfig(_Section, frozen=True, kw_only=True):
+    """Where operators connect: metrics and replica states. Keep it off public networks."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8001
+
+
+class KvEventsConfig(_Section, frozen=True, kw_only=True):
+    """How to learn what a replica has in its KV cache.
+
+    endpoint: The replica's ZMQ PUB socket.
+    replay: Its replay socket; without it a gap in the events costs a snapshot.
+    topic: Subscribe to messages whose topic starts with this.
+    """
+
+    endpoint: str
+    replay: str | None = None
+    topic: str = ""
+
+
+class LoadReportsConfig(_Section, frozen=True, kw_only=True):
+    """The replica's ZMQ PUB socket for load reports."""
+
+    endpoint: str
+
+
+class ReplicaConfig(_Section, frozen=True, kw_only=True):
+    """One replica.
+
+    id: Unique name, shown in the x-warmroute-replica header, logs and metrics.
+    url: http://host:port of its OpenAI-compatible API.
+    kv_events: Absent: the router guesses the replica's cache from what it routed there.
+    """
+
+    id: str
+    url: str
+    kv_events: KvEventsConfig | None = None
+    load_reports: LoadReportsConfig | None = None
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise ValueError("id must not be empty")
+        split = urlsplit(self.url)
+        if split.scheme != "http" or not split.hostname:
+            raise ValueError(f"url must look like http://host:port, not {self.url!r}")
+        if split.path not in ("", "/") or split.query or split.username:
+            raise ValueError(f"url must have no path, query or user: {self.url!r}")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """(host, port) to connect to."""
+        split = urlsplit(self.url)
+        assert split.hostname is not None
+        return split.hostname, split.port or 80
+
+
+class PolicyConfig(_Section, frozen=True, kw_only=True):
+    """How a replica is chosen. `warmroute check` names the kinds there are."""
+
+    kind: str = "prefix_aware"
+
+
+class ModelConfig(_Section, frozen=True, kw_only=True):
+    """A model and the replicas that serve it.
+
+    name: What clients put in `model`, and what /v1/models lists.
+    aliases: Other names for it. One that ends in * matches every name that starts so; the longest
+        match wins.
+    tokenizer: Directory or GGUF file with the model's chat template and vocabulary, or
+        `package:NAME/FILE`. Absent: requests are matched by their text without a template.
+    """
+
+    name: str
+    replicas: list[ReplicaConfig]
+    aliases: list[str] = []
+    tokenizer: str | None = None
+    policy: PolicyConfig = PolicyConfig()
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name.endswith("*"):
+            raise ValueError("name must be a plain model name")
+        for alias in self.aliases:
+            if not alias or "*" in alias[:-1]:
+                raise ValueError(f"alias {alias!r}: * is only allowed at the end")
+
+
+class LimitsConfig(_Section, frozen=True, kw_only=True):
+    """Bounds on what clients may send and how much runs at once.
+
+    max_head_bytes: Request line and headers together; beyond it 431.
+    max_body_bytes: Request body; beyond it 413.
+    max_connections: Client connections; beyond it new ones wait in the listen queue.
+    max_requests: Requests in flight; beyond it 429.
+    max_connections_per_replica: Upstream connections; beyond it the replica takes no more.
+    """
+
+    max_head_bytes: Positive = 64 * 1024
+    max_body_bytes: Positive = 32 * 1024 * 1024
+    max_connections: Positive = 20_000
+    max_requests: Positive = 10_000
+    max_connections_per_replica: Positive = 1024
+
+
+class TimeoutsConfig(_Section, frozen=True, kw_only=True):
+    """Every timeout with its exact start and end, seconds.
+
+    request_head_s: First byte of a request to the end of its headers.
+    request_body_s: End of the headers to the end of the body.
+    keep_alive_s: End of an answer (or connection) to the first byte of the next request.
+    connect_s: Start of a TCP connect to a replica to its end.
+    first_byte_s: Request sent to a replica to the first byte of its answer.
+    between_bytes_s: One byte of an answer to the next, while the client is reading.
+    drain_s: SIGTERM to the moment running answers are cut off.
+    """
+
+    request_head_s: Seconds = 30.0
+    request_body_s: Seconds = 120.0
+    keep_alive_s: Seconds = 75.0
+    connect_s: Seconds = 2.0
+    first_byte_s: Seconds = 600.0
+    between_bytes_s: Seconds = 120.0
+    drain_s: Seconds = 30.0
+
+
+class RetryConfig(_Section, frozen=True, kw_only=True):
+    """Retries before the first byte, never twice on one replica.
+
+    max_attempts: Replicas tried for one request, the first included.
+    budget_ratio: Retries may be at most this share of recent requests...
+    budget_min_per_s: ...plus this many a second, so that a quiet router may retry too.
+    """
+
+    max_attempts: Positive = 3
+    budget_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
+    budget_min_per_s: Annotated[float, msgspec.Meta(ge=0)] = 5.0
+
+
+class ProbeConfig(_Section, frozen=True, kw_only=True):
+    """Health probes: GET `path` of every replica each `interval_s`, answered within `timeout_s`."""
+
+    path: str = "/ready"
+    interval_s: Seconds = 1.0
+    timeout_s: Seconds = 2.0
+
+
+class PredictionConfig(_Section, frozen=True, kw_only=True):
+    """How long the router believes that a prompt it just routed is (being) cached.
+
+    ttl_s: At most this long without a word from the replica.
+    grace_s: This long after the first byte, by which time its KV events have arrived.
+    without_events_ttl_s: For replicas that send no KV events, where belief is all there is.
+    """
+
+    ttl_s: Seconds = 60.0
+    grace_s: Seconds = 0.25
+    without_events_ttl_s: Seconds = 600.0
+
+
+class RouterConfig(_Section, frozen=True, kw_only=True):
+    """The whole of router.yaml."""
+
+    models: list[ModelConfig]
+    listen: ListenConfig = ListenConfig()
+    admin: AdminConfig = AdminConfig()
+    limits: LimitsConfig = LimitsConfig()
+    timeouts: TimeoutsConfig = TimeoutsConfig()
+    retry: RetryConfig = RetryConfig()
+    probe: ProbeConfig = ProbeConfig()
+    prediction: PredictionConfig = PredictionConfig()
+    log_requests: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ValueError("models must name at least one model")
+        _reject_repeats("models: name", [name for m in self.models for name in (m.name, *m.aliases)])
+        _reject_repeats("replicas: id", [r.id for model in self.models for r in model.replicas])
+
+
+def _reject_repeats(what: str, names: list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{what} {name!r} is used twice")
+        seen.add(name)
