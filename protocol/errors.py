@@ -81,6 +81,13 @@ class MethodNotAllowed(ProtocolError):
     code = "method_not_allowed"
 
 
+class RequestTimedOut(ProtocolError):
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timed_out"
+    retryable = True
+
+
 class PayloadTooLarge(ProtocolError):
     status = 413
     type = "invalid_request_error"

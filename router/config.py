@@ -112,7 +112,7 @@ class LimitsConfig(_Section, frozen=True, kw_only=True):
 
     max_head_bytes: Request line and headers together; beyond it 431.
     max_body_bytes: Request body; beyond it 413.
-    max_connections: Client connections; beyond it new ones wait in the listen queue.
+    max_connections: Client connections; beyond it new ones are closed at once.
     max_requests: Requests in flight; beyond it 429.
     max_connections_per_replica: Upstream connections; beyond it the replica takes no more.
     """

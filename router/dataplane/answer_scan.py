@@ -1,0 +1,58 @@
+"""What the router reads off an answer that passes through: its events' number and its usage.
+
+Nothing is decoded on the way. Usage stands near the end of an answer (in a stream: in the last
+event before [DONE]), so the last bytes are kept and searched once, after the answer has ended.
+"""
+
+import re
+
+_TAIL_BYTES = 4096
+_EVENT = b"data: "
+_USAGE = b'"usage"'
+_NUMBERS = re.compile(rb'"(prompt_tokens|completion_tokens|cached_tokens)"\s*:\s*(\d+)')
+
+
+class AnswerUsage:
+    """Token counts an answer reported; None where it did not."""
+
+    __slots__ = ("cached_tokens", "completion_tokens", "prompt_tokens")
+
+    def __init__(
+        self,
+        prompt_tokens: int | None = None,
+        completion_tokens: int | None = None,
+        cached_tokens: int | None = None,
+    ) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = completion_tokens
+        self.cached_tokens = cached_tokens
+
+
+class AnswerScan:
+    """Fed with an answer's raw bytes as they are relayed."""
+
+    __slots__ = ("_tail", "events")
+
+    def __init__(self) -> None:
+        self.events = 0
+        self._tail = b""
+
+    def feed(self, data: bytes) -> None:
+        self.events += data.count(_EVENT)
+        if len(data) >= _TAIL_BYTES:
+            self._tail = data[-_TAIL_BYTES:]
+        else:
+            self._tail = (self._tail + data)[-_TAIL_BYTES:]
+
+    def ends_between_events(self, *, chunked: bool) -> bool:
+        """Whether the last bytes end an event (and, with chunked framing, the chunk around it)."""
+        return self._tail.endswith(b"\n\n\r\n" if chunked else b"\n\n")
+
+    def usage(self) -> AnswerUsage:
+        """The last usage object among the last bytes, as far as no chunk frame cuts through it."""
+        start = self._tail.rfind(_USAGE)
+        found = AnswerUsage()
+        if start >= 0:
+            for name, value in _NUMBERS.findall(self._tail, start):
+                setattr(found, name.decode(), int(value))
+        return found

@@ -1,0 +1,193 @@
+"""HTTP/1.1 heads as bytes: what a request or answer head says, and how ours are written.
+
+Sources: RFC 9110 §7.6.1 (hop-by-hop fields), RFC 9112 §6 (framing), RFC 8297 (1xx).
+"""
+
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+
+Header = tuple[bytes, bytes]
+
+# Fields that speak of one connection only, never forwarded (RFC 9110 §7.6.1). Framing
+# (content-length, transfer-encoding) is forwarded by hand, since bodies are relayed as they are.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"upgrade",
+    }
+)
+_NOT_FORWARDED_UPSTREAM = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"transfer-encoding",
+    b"expect",
+    b"x-request-id",
+}
+_NOT_FORWARDED_DOWNSTREAM = HOP_BY_HOP | {b"x-request-id", b"transfer-encoding", b"content-length"}
+
+_STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Request:
+    """A client's request, whole: head and body as they came, names in lower case."""
+
+    __slots__ = ("body", "headers", "keep_alive", "method", "request_id", "started_at", "target",
+                 "version")  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        method: bytes,
+        target: bytes,
+        version: str,
+        headers: Sequence[Header],
+        body: bytes,
+        keep_alive: bool,
+        request_id: bytes,
+        started_at: float,
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.version = version
+        self.headers = headers
+        self.body = body
+        self.keep_alive = keep_alive
+        self.request_id = request_id
+        self.started_at = started_at
+
+    @property
+    def path(self) -> bytes:
+        """The target without its query."""
+        return self.target.partition(b"?")[0]
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of a field, by its lower-case name."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+
+class ResponseHead:
+    """A replica's answer head, names in lower case.
+
+    `content_length` is None and `chunked` False for a body that ends with the connection.
+    """
+
+    __slots__ = ("chunked", "content_length", "headers", "keep_alive", "status")
+
+    def __init__(
+        self,
+        *,
+        status: int,
+        headers: Sequence[Header],
+        content_length: int | None,
+        chunked: bool,
+        keep_alive: bool,
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.content_length = content_length
+        self.chunked = chunked
+        self.keep_alive = keep_alive
+
+    def is_event_stream(self) -> bool:
+        return any(
+            name == b"content-type" and value.lower().startswith(b"text/event-stream")
+            for name, value in self.headers
+        )
+
+
+def connection_tokens(headers: Iterable[Header]) -> set[bytes]:
+    """Fields that this message's Connection header names: hop-by-hop for it too."""
+    return {
+        token.strip().lower()
+        for name, value in headers
+        if name == b"connection"
+        for token in value.split(b",")
+    }
+
+
+def request_head(request: Request, host: bytes) -> bytes:
+    """The head to send to a replica: same method, target and end-to-end fields, our framing."""
+    named = connection_tokens(request.headers)
+    parts = [request.method, b" ", request.target, b" HTTP/1.1\r\nhost: ", host, b"\r\n"]
+    for name, value in request.headers:
+        if name not in _NOT_FORWARDED_UPSTREAM and name not in named:
+            parts += (name, b": ", value, b"\r\n")
+    if request.body or request.method in (b"POST", b"PUT", b"PATCH"):
+        parts += (b"content-length: ", str(len(request.body)).encode(), b"\r\n")
+    parts += (b"x-request-id: ", request.request_id, b"\r\n\r\n")
+    return b"".join(parts)
+
+
+def response_head(
+    head: ResponseHead, *, added: Iterable[Header], chunked: bool, keep_alive: bool
+) -> bytes:
+    """The head to send to a client: the replica's end-to-end fields and what we add.
+
+    Args:
+        added: Our own fields; they replace the replica's x-request-id.
+        chunked: Whether the body that follows is framed in chunks.
+        keep_alive: Whether the connection stays open after it.
+    """
+    named = connection_tokens(head.headers)
+    parts = [status_line(head.status)]
+    for name, value in head.headers:
+        if name not in _NOT_FORWARDED_DOWNSTREAM and name not in named:
+            parts += (name, b": ", value, b"\r\n")
+    if chunked:
+        parts.append(b"transfer-encoding: chunked\r\n")
+    elif head.content_length is not None:
+        parts += (b"content-length: ", str(head.content_length).encode(), b"\r\n")
+    for name, value in added:
+        parts += (name, b": ", value, b"\r\n")
+    parts.append(b"connection: keep-alive\r\n\r\n" if keep_alive else b"connection: close\r\n\r\n")
+    return b"".join(parts)
+
+
+def own_response(
+    status: int,
+    body: bytes,
+    *,
+    headers: Iterable[Header] = (),
+    keep_alive: bool,
+    head_only: bool = False,
+    content_type: bytes = b"application/json",
+) -> bytes:
+    """A whole answer of the router's own. `head_only` is for HEAD: the length, not the body."""
+    parts = [
+        status_line(status),
+        b"content-type: ",
+        content_type,
+        b"\r\ncontent-length: ",
+        str(len(body)).encode(),
+        b"\r\n",
+    ]
+    for name, value in headers:
+        parts += (name, b": ", value, b"\r\n")
+    parts.append(b"connection: keep-alive\r\n\r\n" if keep_alive else b"connection: close\r\n\r\n")
+    if not head_only:
+        parts.append(body)
+    return b"".join(parts)
+
+
+def status_line(status: int) -> bytes:
+    return _STATUS_LINES.get(status) or f"HTTP/1.1 {status} \r\n".encode()
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of a chunked body."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+LAST_CHUNK = b"0\r\n\r\n"

@@ -1,0 +1,88 @@
+"""The connections to one replica: idle ones are reused newest first, new ones opened when none is.
+
+Newest first keeps the working set small, so that the oldest idle out at the replica's side.
+"""
+
+import asyncio
+
+from router.dataplane.replica_connection import ReplicaConnection
+
+
+class PoolFull(Exception):
+    """The replica has as many connections as it may have."""
+
+
+class ConnectFailed(Exception):
+    """No connection could be made in time; the message says why."""
+
+
+class ReplicaPool:
+    """Connections to one replica. Owned by the event loop that created it."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        max_connections: int,
+        connect_timeout_s: float,
+        max_head_bytes: int,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._max_connections = max_connections
+        self._connect_timeout_s = connect_timeout_s
+        self._max_head_bytes = max_head_bytes
+        self._idle: list[ReplicaConnection] = []
+        self._open: set[ReplicaConnection] = set()
+        self._connecting = 0
+        self.host_header = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode()
+
+    def take_idle(self) -> ReplicaConnection | None:
+        """An open connection, at once, or None: then `connect`."""
+        return self._idle.pop() if self._idle else None
+
+    async def connect(self) -> ReplicaConnection:
+        """A new connection.
+
+        Raises:
+            PoolFull: the replica's connections are all in use.
+            ConnectFailed: refused, unreachable or too slow.
+        """
+        if len(self._open) + self._connecting >= self._max_connections:
+            raise PoolFull(f"{self._max_connections} connections are open")
+        self._connecting += 1
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    lambda: ReplicaConnection(self, self._max_head_bytes), self._host, self._port
+                )
+        except TimeoutError as error:
+            raise ConnectFailed(f"no connection within {self._connect_timeout_s} s") from error
+        except OSError as error:
+            raise ConnectFailed(error.strerror or str(error)) from error
+        finally:
+            self._connecting -= 1
+        self._open.add(connection)
+        return connection
+
+    def close(self) -> None:
+        """Closes every connection; answers under way break."""
+        for connection in list(self._open):
+            connection.abandon()
+
+    def check(self) -> None:
+        assert set(self._idle) <= self._open
+        assert len(set(self._idle)) == len(self._idle)
+        assert self._connecting >= 0
+        assert len(self._open) <= self._max_connections
+
+    # ReplicaConnection's owner
+
+    def connection_idle(self, connection: ReplicaConnection) -> None:
+        self._idle.append(connection)
+
+    def connection_gone(self, connection: ReplicaConnection) -> None:
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)

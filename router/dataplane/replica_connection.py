@@ -1,0 +1,220 @@
+"""One connection to a replica: sends a request, relays the raw answer, knows where it ends.
+
+The answer's head is parsed and handed over as a `ResponseHead`; its body is passed on exactly as
+it came, framing included, while llhttp follows along to find its end.
+"""
+
+import asyncio
+from typing import Protocol
+
+import httptools
+
+from router.dataplane.http1 import Header, ResponseHead
+
+_HEAD_END = b"\r\n\r\n"
+
+
+class AnswerSink(Protocol):
+    """Who takes an answer, in this order: head, body bytes (raw), then ended or broken, once."""
+
+    def answer_head(self, head: ResponseHead) -> None: ...
+    def answer_bytes(self, data: bytes) -> None: ...
+    def answer_ended(self) -> None: ...
+    def answer_broken(self, reason: str) -> None: ...
+
+
+class ConnectionOwner(Protocol):
+    """The pool: told when a connection can serve again, and when it is gone."""
+
+    def connection_idle(self, connection: "ReplicaConnection") -> None: ...
+    def connection_gone(self, connection: "ReplicaConnection") -> None: ...
+
+
+class ReplicaConnection(asyncio.Protocol):
+    """States: idle (no sink) or busy (one request out). Closed for good on any surprise."""
+
+    def __init__(self, owner: ConnectionOwner, max_head_bytes: int) -> None:
+        self._owner = owner
+        self._max_head_bytes = max_head_bytes
+        self._transport: asyncio.Transport | None = None
+        self._sink: AnswerSink | None = None
+        self._served = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._head = b""
+        self._head_done = False
+        self._head_only = False
+        self._status = 0
+        self._headers: list[Header] = []
+        self._answered = False
+        self._complete = False
+        self._in_chunk = False
+        self._until_close = False
+        self._reading_paused = False
+
+    @property
+    def reused(self) -> bool:
+        """Whether it has answered a request before: then the replica may have closed it unseen."""
+        return self._served > 0
+
+    @property
+    def got_bytes(self) -> bool:
+        """Whether anything of the current answer has arrived."""
+        return self._answered
+
+    @property
+    def between_chunks(self) -> bool:
+        """Whether a chunked body stands at a chunk's end: there a chunk of ours can be put in."""
+        return self._head_done and not self._in_chunk
+
+    def send(self, head: bytes, body: bytes, sink: AnswerSink, *, head_only: bool) -> None:
+        """Sends a request, its answer to `sink`. `head_only`: a HEAD, answered without body."""
+        assert self._sink is None, "a connection serves one request at a time"
+        assert self._transport is not None
+        self._reset()
+        self._head_only = head_only
+        self._sink = sink
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport.write(head + body if len(body) < 65536 else head)
+        if len(body) >= 65536:
+            self._transport.write(body)
+
+    def abandon(self) -> None:
+        """Drops the answer under way: the replica sees the connection close and frees its work."""
+        self._sink = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    def pause_reading(self) -> None:
+        if self._transport is not None and not self._reading_paused and self._sink is not None:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._transport is not None and self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._sink is None:
+            # Nobody asked: the replica speaks out of turn (or after we gave up on it).
+            self._close()
+            return
+        self._answered = True
+        try:
+            if not self._head_done:
+                rest = self._take_head(data)
+                if rest is None:
+                    return
+                data = rest
+            if data and self._sink is not None:
+                self._parser.feed_data(data)
+                self._sink.answer_bytes(data)
+        except httptools.HttpParserError as error:
+            self._break(f"the replica broke HTTP/1.1: {error}")
+            return
+        if self._complete and self._sink is not None:
+            self._end()
+
+    def eof_received(self) -> bool:
+        return False  # close; connection_lost says the rest
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._owner.connection_gone(self)
+        sink, self._sink = self._sink, None
+        if sink is None:
+            return
+        if self._head_done and self._until_close and exc is None:
+            sink.answer_ended()
+        else:
+            sink.answer_broken("the replica closed the connection")
+
+    # httptools callbacks
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise ValueError("more than one answer")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+
+    def on_chunk_header(self) -> None:
+        self._in_chunk = True
+
+    def on_chunk_complete(self) -> None:
+        self._in_chunk = False
+
+    def on_message_complete(self) -> None:
+        self._complete = True
+
+    # inside
+
+    def _take_head(self, data: bytes) -> bytes | None:
+        """Collects the head; once whole, hands it over and returns what came after it."""
+        self._head += data
+        while (end := self._head.find(_HEAD_END)) >= 0:
+            head, rest = self._head[: end + 4], self._head[end + 4 :]
+            self._parser.feed_data(head)
+            self._status = self._parser.get_status_code()
+            if 100 <= self._status < 200:  # interim answers are ours to swallow (RFC 9110 §15.2)
+                self._parser = httptools.HttpResponseParser(self)
+                self._headers, self._complete, self._head = [], False, rest
+                continue
+            self._head_done = True
+            self._hand_over_head()
+            return rest
+        if len(self._head) > self._max_head_bytes:
+            self._break("the replica's answer head is too large")
+        return None
+
+    def _hand_over_head(self) -> None:
+        length: int | None = None
+        chunked = False
+        for name, value in self._headers:
+            if name == b"content-length" and value.isdigit():
+                length = int(value)
+            elif name == b"transfer-encoding":
+                chunked = value.lower().endswith(b"chunked")
+        if self._head_only or self._status in (204, 304):
+            self._complete = True
+        self._until_close = length is None and not chunked and not self._complete
+        assert self._sink is not None
+        self._sink.answer_head(
+            ResponseHead(
+                status=self._status,
+                headers=self._headers,
+                content_length=length,
+                chunked=chunked,
+                keep_alive=self._parser.should_keep_alive(),
+            )
+        )
+
+    def _end(self) -> None:
+        sink, self._sink = self._sink, None
+        self._served += 1
+        # After HEAD, llhttp still waits for the body that the length promised: start afresh.
+        if self._parser.should_keep_alive() and not self._until_close and not self._head_only:
+            self.resume_reading()
+            self._owner.connection_idle(self)
+        else:
+            self._close()
+        if sink is not None:
+            sink.answer_ended()
+
+    def _break(self, reason: str) -> None:
+        sink, self._sink = self._sink, None
+        self._close()
+        if sink is not None:
+            sink.answer_broken(reason)
+
+    def _close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
