@@ -1,0 +1,246 @@
+"""Keeps one replica's part of the index true: subscribe, snapshot, follow; repair what breaks.
+
+    connect ─▶ handshake ─▶ snapshot (or replay from 0) ─▶ live ──gap──▶ replay ──still──▶ snapshot
+                  ▲                                          │
+                  └──────────── disconnected, restarted ◀────┘
+
+Subscribing comes first, so that nothing falls between snapshot and live events. A replica without
+a snapshot endpoint (vLLM) is replayed from 0; what its buffer has dropped by then stays unknown.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+import msgspec
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
+
+from protocol.kv_events import (
+    MalformedEvents,
+    decode_batch,
+    decode_replay_message,
+    decode_sequence_number,
+    decode_snapshot,
+    encode_sequence_number,
+)
+from router.config import KvEventsConfig, ReplicaConfig
+from router.control.backoff import Backoff
+from router.core.event_sequence import EventSequence, Verdict
+from router.core.kv_index import KvIndex
+
+log = logging.getLogger(__name__)
+
+_REPLAY_TIMEOUT_S = 2.0
+_SNAPSHOT_TIMEOUT_S = 10.0
+_HEARTBEAT_MS = 2000
+_HEARTBEAT_TIMEOUT_MS = 6000
+_RECONNECT_MS, _RECONNECT_MAX_MS = 100, 2000
+_RECEIVE_QUEUE_MESSAGES = 100_000
+
+
+class _Resync(Exception):
+    """What we know of the replica can no longer be trusted: take it anew."""
+
+
+class SubscriptionStatus:
+    """What the operator and the policy may know about one replica's events."""
+
+    def __init__(self) -> None:
+        self.synced = False
+        self.connected = False
+        self.epoch: str | None = None
+        self.seq: int | None = None  # last batch applied
+        self.lag_s: float | None = None  # its age when it was applied, by the replica's clock
+        self.batches = 0
+        self.gaps = 0
+        self.malformed = 0
+        self.resyncs = 0
+        self.total_blocks: int | None = None
+        self.block_size: int | None = None
+
+
+class KvSubscription:
+    """Follows one replica's events into the index. `run` until cancelled."""
+
+    def __init__(
+        self,
+        replica: ReplicaConfig,
+        index: KvIndex,
+        context: zmq.asyncio.Context,
+        http: httpx.AsyncClient,
+        on_change: Callable[[SubscriptionStatus], None],
+    ) -> None:
+        """
+        Args:
+            on_change: Told whenever `status` changes in a way that routing should know.
+        """
+        assert replica.kv_events is not None
+        self.status = SubscriptionStatus()
+        self._replica = replica
+        self._events: KvEventsConfig = replica.kv_events
+        self._index = index
+        self._context = context
+        self._http = http
+        self._on_change = on_change
+        self._backoff = Backoff(first_s=0.1, most_s=5.0)
+
+    async def run(self) -> None:
+        async with self._sockets() as (subscriber, monitor):
+            poller = zmq.asyncio.Poller()
+            poller.register(subscriber, zmq.POLLIN)
+            poller.register(monitor, zmq.POLLIN)
+            sequence: EventSequence | None = None
+            while True:
+                if self.status.connected and sequence is None:
+                    sequence = await self._resync()
+                # While a resync is due but refused, wake up to try again.
+                unsynced = self.status.connected and sequence is None
+                timeout_ms = self._backoff.next_s() * 1000 if unsynced else None
+                ready = dict(await poller.poll(timeout_ms))
+                if monitor in ready and await self._connection_changed(monitor):
+                    sequence = None
+                if subscriber in ready:
+                    frames = await subscriber.recv_multipart()
+                    if sequence is not None:
+                        try:
+                            await self._live(frames, sequence)
+                        except _Resync as reason:
+                            log.warning("replica %s: %s; resynchronising", self._replica.id, reason)
+                            sequence = None
+                            self._unsynced()
+
+    @asynccontextmanager
+    async def _sockets(self) -> AsyncIterator[tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]]:
+        subscriber = self._context.socket(zmq.SUB)
+        monitor = subscriber.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
+        try:
+            subscriber.rcvhwm = _RECEIVE_QUEUE_MESSAGES
+            subscriber.linger = 0
+            subscriber.heartbeat_ivl = _HEARTBEAT_MS
+            subscriber.heartbeat_timeout = _HEARTBEAT_TIMEOUT_MS
+            subscriber.reconnect_ivl = _RECONNECT_MS
+            subscriber.reconnect_ivl_max = _RECONNECT_MAX_MS
+            subscriber.subscribe(self._events.topic)
+            subscriber.connect(self._events.endpoint)
+            yield subscriber, monitor
+        finally:
+            subscriber.disable_monitor()
+            monitor.close(linger=0)
+            subscriber.close(linger=0)
+
+    async def _connection_changed(self, monitor: zmq.asyncio.Socket) -> bool:
+        """Takes one monitor message; whether what we know must be taken anew."""
+        message = await recv_monitor_message(monitor)
+        connected = message["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        self.status.connected = connected
+        if not connected:
+            self._unsynced()
+        return True
+
+    def _unsynced(self) -> None:
+        self.status.synced = False
+        self._on_change(self.status)
+
+    async def _resync(self) -> EventSequence | None:
+        """Learns all the replica holds. None: it cannot tell yet; ask again."""
+        self.status.resyncs += 1
+        try:
+            response = await self._http.get(
+                f"{self._replica.url}/kv_cache/snapshot", timeout=_SNAPSHOT_TIMEOUT_S
+            )
+            if response.status_code == 200:
+                sequence = self._take_snapshot(response.content)
+            elif response.status_code in (404, 405):
+                sequence = await self._replay_from_start()
+            else:
+                return None
+        except (httpx.HTTPError, msgspec.DecodeError, MalformedEvents) as error:
+            log.info("replica %s: no snapshot yet: %s", self._replica.id, error)
+            return None
+        self._backoff.reset()
+        self.status.synced = True
+        self._on_change(self.status)
+        return sequence
+
+    def _take_snapshot(self, payload: bytes) -> EventSequence:
+        snapshot = decode_snapshot(payload)
+        self._index.replace(self._replica.id, snapshot)
+        self.status.epoch = snapshot.epoch
+        self.status.seq = snapshot.seq if snapshot.seq >= 0 else None
+        self.status.total_blocks = snapshot.total_blocks
+        self.status.block_size = snapshot.block_size
+        log.info(
+            "replica %s: synchronised at batch %d, epoch %s, %d events",
+            self._replica.id, snapshot.seq, snapshot.epoch, len(snapshot.events),
+        )  # fmt: skip
+        return EventSequence(snapshot.seq + 1)
+
+    async def _replay_from_start(self) -> EventSequence:
+        self._index.clear(self._replica.id)
+        self.status.epoch = None
+        sequence = EventSequence(0)
+        if self._events.replay is not None:
+            try:
+                await self._replay(sequence, any_start=True)
+            except _Resync as reason:
+                log.warning(
+                    "replica %s: starting with an empty index: %s", self._replica.id, reason
+                )
+        return sequence
+
+    async def _live(self, frames: list[bytes], sequence: EventSequence) -> None:
+        """Applies one live message, filling the gap before it if there is one."""
+        try:
+            if len(frames) != 3:
+                raise MalformedEvents(f"an event message has 3 frames, not {len(frames)}")
+            seq = decode_sequence_number(frames[1])
+            verdict = sequence.judge(seq)
+            if verdict is Verdict.NEXT:
+                self._apply(seq, frames[2])
+        except MalformedEvents as error:
+            self.status.malformed += 1
+            raise _Resync(f"malformed event: {error}") from error
+        if verdict is Verdict.RESTARTED:
+            raise _Resync("its event numbers went back: it has restarted")
+        if verdict is Verdict.GAP:
+            self.status.gaps += 1
+            missing = sequence.next_seq
+            assert missing is not None, "a gap is a distance from a known number"
+            await self._replay(sequence, first_seq=missing)
+            if sequence.next_seq is None or sequence.next_seq <= seq:
+                raise _Resync(f"batches {sequence.next_seq} to {seq} are lost")
+
+    async def _replay(self, sequence: EventSequence, *, first_seq: int) -> None:
+        """Asks for the batches from `first_seq` on and applies those that follow one another."""
+        if self._events.replay is None:
+            raise _Resync("batches were missed and it has no replay socket")
+        socket = self._context.socket(zmq.DEALER)
+        try:
+            socket.linger = 0
+            socket.connect(self._events.replay)
+            async with asyncio.timeout(_REPLAY_TIMEOUT_S):
+                await socket.send_multipart([b"", encode_sequence_number(first_seq)])
+                while (message := decode_replay_message(await socket.recv_multipart())) is not None:
+                    if sequence.replayed(message.seq):
+                        self._apply(message.seq, message.payload)
+        except TimeoutError as error:
+            raise _Resync(f"no replay within {_REPLAY_TIMEOUT_S} s") from error
+        except MalformedEvents as error:
+            self.status.malformed += 1
+            raise _Resync(f"malformed replay: {error}") from error
+        finally:
+            socket.close(linger=0)
+
+    def _apply(self, seq: int, payload: bytes) -> None:
+        batch = decode_batch(payload)
+        self._index.apply(self._replica.id, batch.events)
+        self.status.seq = seq
+        self.status.batches += 1
+        self.status.lag_s = max(0.0, time.time() - batch.ts)
