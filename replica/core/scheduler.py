@@ -1,0 +1,352 @@
+"""Continuous batching: which tokens the next engine step computes, and what its result means.
+
+One step, one token budget, prompts and generation mixed:
+
+1. Sequences that generate get their one token each, oldest first. One that needs a block when none
+   is free takes it from the newest running sequence, which is preempted: its blocks go, its tokens
+   stay, and it is computed again later (most of it from the cache, if that survives).
+2. Running prompts get the next chunk of what is left of the budget, oldest first.
+3. If nothing was preempted, waiting sequences are admitted, oldest first, while there is budget. A
+   sequence is admitted with the blocks of all its tokens, so prompts never run out of memory
+   half-way, and only if every sequence running could still get one more block.
+4. A sequence whose next uncached block is being computed by another in this very step ("pending")
+   waits a step to find it cached, instead of computing it twice; younger ones may pass it. It does
+   so at most once per block of its own, so that it cannot wait for ever.
+
+The oldest sequence is never preempted, hence always advances: nobody starves. Arrival order
+survives preemption.
+
+`schedule` and `apply` alternate. `abort` may come between them: the blocks are free at once, since
+the device works in order and whoever gets them next writes after the step in flight.
+
+Source for mixing prompts and generation: Agrawal et al. 2024, Sarathi-Serve, arXiv:2403.02310.
+"""
+
+from bisect import insort
+from dataclasses import dataclass, field
+
+from protocol.kv_events import BlockStored, KvEvent
+from replica.core.block_pool import BlockPool
+from replica.core.limits import Counters, NeverFits, QueueFull, SchedulerLimits
+from replica.core.plan import SequenceSlice, StepPlan, StepResult
+from replica.core.sequence import Finish, Sequence, SequenceOutput, SequenceRequest, State
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """Owns every sequence and the block pool; pure: the time is an argument."""
+
+    limits: SchedulerLimits
+    pool: BlockPool
+    counters: Counters = field(default_factory=Counters)
+    _sequences: dict[int, Sequence] = field(default_factory=dict)
+    # Both sorted by arrival, oldest first.
+    _running: list[Sequence] = field(default_factory=list)
+    _waiting: list[Sequence] = field(default_factory=list)
+    _arrivals: int = 0
+    # The plan that `apply` has yet to see, with the sequence of every slice.
+    _in_flight: tuple[StepPlan, list[Sequence]] | None = None
+    # Names of the blocks that the plan being made or in flight fills.
+    _pending: set[int] = field(default_factory=set)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._running or self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens that waiting sequences have yet to compute, cache hits not yet taken off."""
+        return sum(sequence.num_tokens for sequence in self._waiting)
+
+    def submit(self, request: SequenceRequest, now: float) -> None:
+        """Takes `request`.
+
+        Args:
+            now: Seconds, on the clock that `schedule` is given too.
+
+        Raises:
+            QueueFull: max_waiting_sequences wait already.
+            NeverFits: its prompt leaves no room for a token, in the context or in the KV cache.
+        """
+        assert request.sequence_id not in self._sequences, "sequence ids are unique"
+        assert request.prompt_token_ids, "a prompt has a token"
+        assert request.max_tokens > 0
+        prompt = len(request.prompt_token_ids)
+        if prompt >= self.limits.max_model_len:
+            raise NeverFits(
+                f"the prompt has {prompt} tokens; the context holds {self.limits.max_model_len}, "
+                "prompt and answer together"
+            )
+        longest = min(prompt + request.max_tokens, self.limits.max_model_len)
+        capacity = self.pool.total_blocks * self.pool.block_size
+        if longest - 1 > capacity:  # the last token's KV is never computed
+            raise NeverFits(
+                f"{prompt} prompt tokens and {request.max_tokens} to generate; the whole KV "
+                f"cache holds {capacity}"
+            )
+        if len(self._waiting) >= self.limits.max_waiting_sequences:
+            raise QueueFull(f"{len(self._waiting)} sequences are waiting already")
+        sequence = Sequence(request=request, arrival=self._arrivals, arrived_s=now)
+        sequence.findable = self.limits.prefix_cache
+        self._arrivals += 1
+        self._sequences[request.sequence_id] = sequence
+        self._waiting.append(sequence)
+
+    def schedule(self, now: float) -> StepPlan | None:
+        """The next step, or None when there is nothing to do."""
+        assert self._in_flight is None, "the last step has not been applied"
+        slices: list[SequenceSlice] = []
+        scheduled: list[Sequence] = []
+        budget = self.limits.max_batched_tokens
+        preemptions = self.counters.preemptions
+        for sequence in list(self._running):
+            if sequence.num_uncomputed == 1 and self._grow(sequence):
+                slices.append(self._slice(sequence, 1))
+                scheduled.append(sequence)
+                budget -= 1
+        for sequence in self._running:
+            if sequence.num_uncomputed > 1 and budget > 0:
+                budget -= self._add_chunk(sequence, budget, slices, scheduled)
+        if self.counters.preemptions == preemptions:
+            self._admit(budget, slices, scheduled, now)
+        if not slices:
+            assert not self.has_work, "the oldest sequence always advances"
+            return None
+        plan = StepPlan(slices=slices)
+        self._in_flight = (plan, scheduled)
+        return plan
+
+    def apply(self, result: StepResult, now: float) -> list[SequenceOutput]:
+        """Takes in the result of the plan `schedule` made last; one output per new token.
+
+        Args:
+            now: Seconds; unused by today's rules, part of the contract with the simulator.
+        """
+        assert self._in_flight is not None, "no step is in flight"
+        plan, scheduled = self._in_flight
+        self._in_flight = None
+        self._pending.clear()
+        assert len(result.sampled) == len(plan.slices)
+        self.counters.steps += 1
+        outputs = []
+        for part, sequence, token in zip(plan.slices, scheduled, result.sampled, strict=True):
+            if sequence.state is not State.RUNNING:
+                continue  # aborted while the step was in flight
+            sequence.num_computed += len(part.token_ids)
+            self._store_full_blocks(sequence)
+            assert (token is None) == (part.sampling is None)
+            if token is not None:
+                outputs.append(self._append(sequence, token))
+        return outputs
+
+    def abort(self, sequence_id: int) -> bool:
+        """Ends a sequence and frees its blocks at once; False when there is none (any more)."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is None:
+            return False
+        self._end(sequence)
+        return True
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets all cached content. Running sequences go on; what they computed is not shared."""
+        assert self._in_flight is None
+        for sequence in self._running:
+            sequence.findable = False
+            sequence.num_stored = 0
+        self.pool.clear()
+
+    def take_events(self) -> list[KvEvent]:
+        return self.pool.take_events()
+
+    def snapshot(self) -> list[BlockStored]:
+        return self.pool.snapshot()
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """Gives a generating sequence the block for its newest token; False: it was preempted."""
+        if sequence.state is not State.RUNNING:
+            return False  # preempted for an older one in this very step
+        if sequence.num_tokens <= len(sequence.blocks) * self.pool.block_size:
+            return True
+        while self.pool.free_blocks == 0:
+            newest = self._running[-1]
+            self._preempt(newest)
+            if newest is sequence:
+                return False
+        sequence.blocks += self.pool.allocate(1)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.counters.preemptions += 1
+        sequence.lost_tokens = max(sequence.lost_tokens, sequence.num_computed)
+        self._running.remove(sequence)
+        self._let_go(sequence)
+        sequence.state = State.WAITING
+        sequence.findable = self.limits.prefix_cache
+        insort(self._waiting, sequence, key=lambda one: one.arrival)
+
+    def _admit(
+        self, budget: int, slices: list[SequenceSlice], scheduled: list[Sequence], now: float
+    ) -> None:
+        for sequence in list(self._waiting):
+            if budget == 0 or len(self._running) >= self.limits.max_running_sequences:
+                return
+            hit = self._cached_blocks(sequence)
+            if hit is None:
+                sequence.pending_waits += 1
+                continue
+            needed = self._blocks_for(sequence.num_tokens) - len(hit)
+            free_after = self.pool.free_blocks - self.pool.count_evictable(hit) - needed
+            if free_after < len(self._running):
+                return
+            self.pool.acquire(hit)
+            sequence.blocks = hit + self.pool.allocate(needed)
+            self._waiting.remove(sequence)
+            insort(self._running, sequence, key=lambda one: one.arrival)
+            self._start(sequence, len(hit), now)
+            budget -= self._add_chunk(sequence, budget, slices, scheduled)
+
+    def _cached_blocks(self, sequence: Sequence) -> list[int] | None:
+        """The blocks of its longest cached prefix; None: wait a step, the next one is pending.
+
+        The last token is always left to compute, since its logits are needed.
+        """
+        blocks: list[int] = []
+        if not sequence.findable:
+            return blocks
+        full_blocks = (sequence.num_tokens - 1) // self.pool.block_size
+        for index in range(full_blocks):
+            key = sequence.key(index, self.pool.block_size)
+            block = self.pool.find(key)
+            if block is None:
+                may_wait = sequence.pending_waits < full_blocks
+                return None if may_wait and key.hash in self._pending else blocks
+            blocks.append(block)
+        return blocks
+
+    def _start(self, sequence: Sequence, hit_blocks: int, now: float) -> None:
+        hit_tokens = hit_blocks * self.pool.block_size
+        sequence.state = State.RUNNING
+        sequence.num_computed = hit_tokens
+        sequence.num_stored = hit_blocks
+        if sequence.started_s is not None:
+            self.counters.recomputed_tokens += max(0, sequence.lost_tokens - hit_tokens)
+            sequence.lost_tokens = hit_tokens
+            return
+        sequence.started_s = now
+        sequence.cached_tokens = hit_tokens
+        self.counters.prompt_tokens += sequence.num_prompt_tokens
+        if self.limits.prefix_cache:
+            self.counters.prefix_queries += sequence.num_prompt_tokens
+            self.counters.prefix_hits += hit_tokens
+
+    def _add_chunk(
+        self,
+        sequence: Sequence,
+        budget: int,
+        slices: list[SequenceSlice],
+        scheduled: list[Sequence],
+    ) -> int:
+        """Plans the next tokens of a prompt, at most `budget`; returns how many."""
+        count = min(sequence.num_uncomputed, budget)
+        slices.append(self._slice(sequence, count))
+        scheduled.append(sequence)
+        return count
+
+    def _slice(self, sequence: Sequence, count: int) -> SequenceSlice:
+        start, end = sequence.num_computed, sequence.num_computed + count
+        if sequence.findable:
+            for index in range(start // self.pool.block_size, end // self.pool.block_size):
+                self._pending.add(sequence.key(index, self.pool.block_size).hash)
+        return SequenceSlice(
+            sequence_id=sequence.request.sequence_id,
+            token_ids=sequence.token_ids[start:end],
+            start=start,
+            block_table=sequence.blocks[: self._blocks_for(end)],
+            sampling=sequence.request.sampling if end == sequence.num_tokens else None,
+        )
+
+    def _store_full_blocks(self, sequence: Sequence) -> None:
+        """Makes the blocks that the last step filled findable."""
+        while sequence.findable and (
+            sequence.num_stored < sequence.num_computed // self.pool.block_size
+        ):
+            index = sequence.num_stored
+            key = sequence.key(index, self.pool.block_size)
+            block = self.pool.store(sequence.blocks[index], key)
+            if block is None:
+                sequence.findable = False
+                return
+            sequence.blocks[index] = block
+            sequence.num_stored += 1
+
+    def _append(self, sequence: Sequence, token: int) -> SequenceOutput:
+        first = sequence.num_generated == 0
+        sequence.token_ids.append(token)
+        self.counters.generated_tokens += 1
+        finish = self._finish(sequence, token)
+        if finish is not None:
+            self._end(sequence)
+        started_s = sequence.started_s
+        assert started_s is not None
+        return SequenceOutput(
+            sequence_id=sequence.request.sequence_id,
+            token_id=token,
+            finish=finish,
+            cached_tokens=sequence.cached_tokens,
+            queue_time_s=started_s - sequence.arrived_s if first else None,
+        )
+
+    def _finish(self, sequence: Sequence, token: int) -> Finish | None:
+        request = sequence.request
+        if token in request.stop_token_ids:
+            return Finish.STOP
+        if sequence.num_generated >= request.max_tokens:
+            return Finish.LENGTH
+        if sequence.num_tokens >= self.limits.max_model_len:
+            return Finish.LENGTH
+        return None
+
+    def _end(self, sequence: Sequence) -> None:
+        (self._running if sequence.state is State.RUNNING else self._waiting).remove(sequence)
+        self._let_go(sequence)
+        sequence.state = State.ENDED
+        del self._sequences[sequence.request.sequence_id]
+
+    def _let_go(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.num_computed = sequence.num_stored = 0
+
+    def _blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self.pool.block_size)
+
+    def check(self) -> None:
+        """References are the block tables'; a block being written is one sequence's."""
+        self.pool.check()
+        assert len(self._running) <= self.limits.max_running_sequences
+        assert {id(one) for one in self._sequences.values()} == {
+            id(one) for one in self._running + self._waiting
+        }
+        held = [0] * self.pool.total_blocks
+        for state, group in ((State.RUNNING, self._running), (State.WAITING, self._waiting)):
+            arrivals = [one.arrival for one in group]
+            assert arrivals == sorted(set(arrivals))
+            for sequence in group:
+                assert sequence.state is state
+                sequence.check(self.pool.block_size)
+                for block in sequence.blocks:
+                    held[block] += 1
+        for block, count in enumerate(held):
+            assert self.pool.references(block) == count, f"block {block} is leaked or shared"
+        for sequence in self._running:
+            for block in sequence.blocks[sequence.num_computed // self.pool.block_size :]:
+                assert held[block] == 1, f"block {block} is written to and shared"
+        assert self._in_flight is not None or not self._pending
