@@ -4,24 +4,20 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import httpx
-import msgspec
 
-from cli.answer import Answer, AnswerError, AnswerReader, refused
+from cli.answer import Answer, AnswerError, AnswerReader
+from cli.client import first_model, open_client, root_url, stream_texts
 from cli.terminal import Style, count, milliseconds, percent, printable
-from protocol.openai import ModelList
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 API_KEY_VARIABLE = "WARMROUTE_API_KEY"
 
-# From sending a request or receiving a byte to the next byte: a prompt may wait in a queue.
-READ_TIMEOUT_S = 600.0
-CONNECT_TIMEOUT_S = 5.0
 HISTORY_LINES_MAX = 1000
 
 HELP = """\
@@ -30,8 +26,6 @@ HELP = """\
 /help           this list
 /quit           leave (Ctrl-D does too)
 Ctrl-C stops an answer; what was said of it stays in the conversation."""
-
-_model_list_decoder = msgspec.json.Decoder(ModelList)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,17 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Chats until the input ends; the exit status: 0, 1 after an error, 130 after Ctrl-C."""
     out, err = sys.stdout, sys.stderr
-    headers = {"authorization": f"Bearer {args.api_key}"} if args.api_key else {}
     try:
-        client = httpx.Client(
-            base_url=base_url(args.url),
-            headers=headers,
-            timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-            # A proxy from the environment must not come between us and a router on this machine.
-            trust_env=False,
-        )
-    except httpx.InvalidURL as error:
-        return _complain(err, f"--url {args.url}: {error}")
+        client = open_client(args.url, args.api_key)
+    except AnswerError as error:
+        return _complain(err, str(error))
     with client:
         try:
             model = args.model or first_model(client)
@@ -141,7 +128,7 @@ class Chat:
         }
         reader = AnswerReader(time.perf_counter())
         try:
-            with closing(_stream(self.client, body, reader)) as texts:
+            with closing(stream_texts(self.client, body, reader)) as texts:
                 for text in texts:
                     self._write(printable(text) if self.out.isatty() else text)
             answer = reader.finish(time.perf_counter())
@@ -198,68 +185,11 @@ def status_line(answer: Answer) -> str:
     return " · ".join(parts)
 
 
-def base_url(url: str) -> str:
-    """The server's root, whether or not the user wrote the scheme or the API's `/v1`."""
-    url = url if "://" in url else f"http://{url}"
-    return url.rstrip("/").removesuffix("/v1")
-
-
-def first_model(client: httpx.Client) -> str:
-    """The first model the server lists.
-
-    Raises:
-        AnswerError: it cannot be reached, or lists none.
-    """
-    with _translated(client):
-        response = client.get("/v1/models")
-    if response.status_code != 200:
-        raise refused(response.status_code, response.content)
-    try:
-        models = _model_list_decoder.decode(response.content).data
-    except msgspec.DecodeError as error:
-        raise AnswerError(f"{client.base_url}v1/models is no model list: {error}") from error
-    if not models:
-        raise AnswerError(f"{client.base_url}v1/models lists no model")
-    return models[0].id
-
-
-def _stream(
-    client: httpx.Client, body: dict[str, Any], reader: AnswerReader
-) -> Generator[str, None, None]:
-    """Texts as they come. Leaving early closes the connection, which stops the server's work."""
-    with (
-        _translated(client),
-        client.stream("POST", "/v1/chat/completions", json=body) as response,
-    ):
-        if response.status_code != 200:
-            raise refused(response.status_code, response.read())
-        reader.begin(response.headers)
-        for data in response.iter_bytes():
-            if text := reader.feed(data, time.perf_counter()):
-                yield text
-
-
-@contextmanager
-def _translated(client: httpx.Client) -> Iterator[None]:
-    """httpx's errors as ours, one clear line each."""
-    url = str(client.base_url).rstrip("/")
-    try:
-        yield
-    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise AnswerError(f"nobody answers at {url} ({error}); is the router running?") from error
-    except httpx.TimeoutException as error:
-        raise AnswerError(f"{url} sent nothing for {READ_TIMEOUT_S:.0f} s") from error
-    except httpx.HTTPError as error:
-        raise AnswerError(f"{url} broke the connection: {error or type(error).__name__}") from error
-    except httpx.InvalidURL as error:
-        raise AnswerError(f"{url}: {error}") from error
-
-
 def _interactive(chat: Chat) -> int:
     """Turns typed at a terminal; errors are shown and the session goes on."""
     style = Style(chat.err)
     prompt = _prompt(Style(chat.out))
-    chat.note(f"{chat.model} at {str(chat.client.base_url).rstrip('/')}; /help lists commands")
+    chat.note(f"{chat.model} at {root_url(chat.client)}; /help lists commands")
     with _line_history():
         while True:
             try:

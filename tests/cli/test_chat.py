@@ -129,17 +129,17 @@ def test_a_server_that_is_down_is_one_clear_line(say):
 def test_at_a_terminal_ctrl_c_stops_the_answer_but_not_the_session(server, tmp_path):
     with Terminal(server.url, tmp_path) as terminal:
         terminal.read_until("/help lists commands")
-        terminal.type("forever\r")
+        terminal.answer_prompt("forever\r")
         terminal.read_until("word word")
         terminal.type("\x03")
         terminal.read_until("(stopped)")
         assert server.client_left.wait(timeout=10), "the connection was not closed"
-        terminal.type("hello\r")
+        terminal.answer_prompt("hello\r")
         terminal.read_until("The cache is warm.")
         terminal.read_until("prompt tokens")
-        terminal.type("refuse\r")
+        terminal.answer_prompt("refuse\r")
         terminal.read_until("error: HTTP 429")
-        terminal.type("\x04")
+        terminal.answer_prompt("\x04")
         assert terminal.process.wait(timeout=10) == 0
     assert server.requests[1]["messages"][1]["content"].startswith("word word")
     assert "hello" in (tmp_path / "warmroute" / "chat_history").read_text()
@@ -264,6 +264,11 @@ class Terminal:
 
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
+
+    def answer_prompt(self, text: str) -> None:
+        """Types once the prompt is there: keys before it meet a terminal in another mode."""
+        self.read_until("> ")
+        self.type(text)
 
     def read_until(self, text: str, timeout_s: float = 20.0) -> None:
         """Reads on until `text` has come, and forgets everything up to it."""

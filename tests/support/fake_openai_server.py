@@ -41,10 +41,16 @@ SPECIAL = {
 
 @dataclass
 class FakeServer:
-    """What the server has seen; `client_left` is set when a client closes a stream early."""
+    """What the server has seen; `client_left` is set when a client closes a stream early.
+
+    `port` 0 takes a free one; `/ready` answers 503 `ready_after` times first; from
+    request number `fail_from` (from 1) on, every answer breaks off.
+    """
 
     url: str = ""
+    port: int = 0
     ready_after: int = 0
+    fail_from: int | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
     client_left: threading.Event = field(default_factory=threading.Event)
     seen: dict[str, list[list[str]]] = field(default_factory=lambda: {"r0": [], "r1": []})
@@ -116,7 +122,7 @@ class FakeServer:
         tokens = ("\x1b[2J", "safe") if question == "escape" else ANSWER
         for token in tokens:
             await response.write(_event(Delta(content=token)))
-            if question == "break":
+            if question == "break" or self._fails():
                 assert http.transport is not None
                 http.transport.close()
                 return None
@@ -126,6 +132,9 @@ class FakeServer:
                 return None
         await response.write(_event(Delta(), finish_reason="stop"))
         return len(tokens) + 1
+
+    def _fails(self) -> bool:
+        return self.fail_from is not None and len(self.requests) >= self.fail_from
 
 
 @contextmanager
@@ -141,7 +150,7 @@ def running(server: FakeServer | None = None) -> Iterator[FakeServer]:
             server.application(), handler_cancellation=True, shutdown_timeout=0.2
         )
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", server.port)
         await site.start()
         server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         stopping = asyncio.Event()
