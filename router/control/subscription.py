@@ -185,10 +185,10 @@ class KvSubscription:
     async def _replay_from_start(self) -> EventSequence:
         self._index.clear(self._replica.id)
         self.status.epoch = None
-        sequence = EventSequence(0)
+        sequence = EventSequence(None)
         if self._events.replay is not None:
             try:
-                await self._replay(sequence, any_start=True)
+                await self._replay(sequence, first_seq=0)
             except _Resync as reason:
                 log.warning(
                     "replica %s: starting with an empty index: %s", self._replica.id, reason

@@ -1,4 +1,4 @@
-"""Listens for clients, watches their timeouts, and drains: finishes what runs, takes nothing new."""
+"""Listens for clients, watches their timeouts, and drains: finishes what runs, no more."""
 
 import asyncio
 
