@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -46,6 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Chats until the input ends; the exit status: 0, 1 after an error, 130 after Ctrl-C."""
     out, err = sys.stdout, sys.stderr
+    for stream in (sys.stdin, out, err):
+        if isinstance(stream, TextIOWrapper):
+            # A byte that is no text, or a character the terminal lacks, must not end the chat.
+            stream.reconfigure(errors="replace")
     try:
         client = open_client(args.url, args.api_key)
     except AnswerError as error:
@@ -55,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
             model = args.model or first_model(client)
             conversation = Conversation(system=args.system)
             chat = Chat(client, model, args.max_tokens, args.temperature, conversation, out, err)
-            return _interactive(chat) if sys.stdin.isatty() else _piped(chat, sys.stdin)
+            if sys.stdin.isatty() and out.isatty():
+                return _interactive(chat)
+            return _piped(chat, sys.stdin)
         except AnswerError as error:
             return _complain(err, str(error))
         except BrokenPipeError:

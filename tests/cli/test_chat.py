@@ -163,6 +163,19 @@ def test_ctrl_c_through_pipes_ends_the_chat_with_status_130(server):
     assert server.client_left.wait(timeout=10)
 
 
+def test_bytes_that_are_no_text_are_asked_about_all_the_same(server):
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "--url", server.url],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        input=b"caf\xe9\n",
+        capture_output=True,
+        timeout=30,
+    )
+    assert (process.returncode, process.stdout) == (0, b"The cache is warm.\n")
+    assert server.requests[0]["messages"][0]["content"] == "caf\N{REPLACEMENT CHARACTER}"
+
+
 def test_an_answer_cannot_move_the_cursor():
     assert printable("\x1b[2Jsafe\x9b1m\r\x07\tand\nsound é 🙂") == "[2Jsafe1m\tand\nsound é 🙂"
 
