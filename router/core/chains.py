@@ -74,7 +74,7 @@ def erase(holder: Holder, mark: Mark, touched: dict[Node, None]) -> int:
         mark.node.take(holder, mark)
         touched[mark.node] = None
         mark.unlink()
-        del holder.marks[mark.hash]
+        holder.marks.pop(mark.hash, None)  # the sweep has taken it already
         erased += 1
         if parent.child is not None or parent.count:
             break

@@ -304,7 +304,7 @@ class PrefixTree:
         while self._cleared and blocks > 0:
             holder = self._cleared[-1]
             # The newest mark has no child: parents come before children.
-            mark = next(reversed(holder.marks.values()))
+            _, mark = holder.marks.popitem()
             mark.count = 0
             blocks -= erase(holder, mark, touched)
             if not holder.marks:
