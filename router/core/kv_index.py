@@ -11,7 +11,7 @@ from typing import Any
 from prompt.vocabulary import Vocabulary
 from protocol.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, Snapshot
 from router.core.marks import Namespace, ReplicaId
-from router.core.prefix_tree import PrefixTree, UnknownParent
+from router.core.prefix_tree import MisplacedBlock, PrefixTree, UnknownParent
 
 _DEVICE_MEDIUMS = frozenset({None, "GPU"})
 _FULL_ATTENTION = frozenset({None, "full_attention"})
@@ -75,6 +75,8 @@ class KvIndex:
         except UnknownParent:
             # Its parent was not indexed (see above), or was evicted before the snapshot.
             self.skipped["unknown_parent"] += count
+        except MisplacedBlock:
+            self.skipped["misplaced"] += count
 
 
 def _namespace(event: BlockStored) -> Namespace:

@@ -51,6 +51,7 @@ class ReplicaConnection(asyncio.Protocol):
         self._complete = False
         self._in_chunk = False
         self._until_close = False
+        self._keep_alive = False
         self._reading_paused = False
 
     @property
@@ -146,6 +147,10 @@ class ReplicaConnection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name.lower(), value))
 
+    def on_headers_complete(self) -> None:
+        # llhttp forgets this with the end of the message.
+        self._keep_alive = self._parser.should_keep_alive()
+
     def on_chunk_header(self) -> None:
         self._in_chunk = True
 
@@ -193,7 +198,7 @@ class ReplicaConnection(asyncio.Protocol):
                 headers=self._headers,
                 content_length=length,
                 chunked=chunked,
-                keep_alive=self._parser.should_keep_alive(),
+                keep_alive=self._keep_alive,
             )
         )
 
@@ -201,7 +206,7 @@ class ReplicaConnection(asyncio.Protocol):
         sink, self._sink = self._sink, None
         self._served += 1
         # After HEAD, llhttp still waits for the body that the length promised: start afresh.
-        if self._parser.should_keep_alive() and not self._until_close and not self._head_only:
+        if self._keep_alive and not self._until_close and not self._head_only:
             self.resume_reading()
             self._owner.connection_idle(self)
         else:
