@@ -73,9 +73,12 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
 
 
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
-    """Body of POST /v1/completions. A prompt is text or token ids, or a list of one of them."""
+    """Body of POST /v1/completions. A prompt is text or token ids, or a list of one of them.
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    (msgspec allows one list type in a union, so that a list is of one kind is checked later.)
+    """
+
+    prompt: str | list[int | str | list[int]]
     echo: bool = False
     suffix: str | None = None
     logprobs: int | None = None

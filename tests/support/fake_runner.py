@@ -36,8 +36,11 @@ def expected_tokens(
 class FakeRunner:
     """`ModelRunner.run` over a dictionary: (block, offset) → (token, hash of its prefix)."""
 
-    def __init__(self, block_size: int, next_token: NextToken | None = None) -> None:
+    def __init__(
+        self, block_size: int, next_token: NextToken | None = None, vocab_size: int = 512
+    ) -> None:
         self.block_size = block_size
+        self.vocab_size = vocab_size
         self.steps = 0
         self.computed_tokens = 0
         self._next_token = next_token or hashed_token(50)

@@ -1,0 +1,187 @@
+"""POST /v1/chat/completions and /v1/completions, streamed or whole.
+
+    body → struct → Wish → prompt tokens → sequence in the engine → pieces of text → answer
+
+The status line of a stream is sent with its first text, not before: until then a refusal keeps its
+status, and a router may still send the request elsewhere.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import msgspec
+from aiohttp import web
+
+from prompt.errors import TemplateError
+from protocol import sse
+from protocol.errors import BadRequest, ProtocolError, encode_error
+from protocol.openai import ChatRequest, CompletionRequest, SamplingFields, Usage, usage
+from replica.api import answers, validation
+from replica.api.context import API, ApiContext, ServedModel
+from replica.api.text import Piece, pieces
+from replica.api.validation import Wish
+from replica.metrics import RequestTimes
+
+_chat_decoder = msgspec.json.Decoder(ChatRequest)
+_completion_decoder = msgspec.json.Decoder(CompletionRequest)
+_encoder = msgspec.json.Encoder()
+
+_INLINE_MESSAGES_BYTES = 2000
+"""Larger chats are rendered in a thread."""
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    api, arrived_s = request.app[API], asyncio.get_running_loop().time()
+    model = api.ready_model()
+    body = await request.read()
+    chat = validation.decode_body(body, _chat_decoder)
+    validation.check_model(chat.model, api.config.model)
+    wish = validation.wish_of_chat(chat, api.random_seed, api.vocab_size)
+    text = await _render(api, chat, len(body))
+    prompt = await model.encode(text, add_special_tokens=False)
+    kind = answers.Chat(f"chatcmpl-{uuid.uuid4().hex}", api.config.model.name)
+    return await _answer(request, chat, wish, prompt, kind, arrived_s, "messages")
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    api, arrived_s = request.app[API], asyncio.get_running_loop().time()
+    model = api.ready_model()
+    body = validation.decode_body(await request.read(), _completion_decoder)
+    validation.check_model(body.model, api.config.model)
+    wish = validation.wish_of_completion(body, api.random_seed, api.vocab_size)
+    prompt = await _completion_prompt(body, api, model)
+    kind = answers.Completion(f"cmpl-{uuid.uuid4().hex}", api.config.model.name)
+    return await _answer(request, body, wish, prompt, kind, arrived_s, "prompt")
+
+
+async def _render(api: ApiContext, chat: ChatRequest, body_bytes: int) -> str:
+    template = api.chat_template()
+    messages = validation.as_template_messages(chat.messages)
+
+    def render() -> str:
+        return template.render(
+            messages,
+            tools=chat.tools,
+            add_generation_prompt=chat.add_generation_prompt,
+            continue_final_message=chat.continue_final_message,
+            **(chat.chat_template_kwargs or {}),
+        )
+
+    reserved = {"messages", "tools", "add_generation_prompt", "continue_final_message"}
+    for name in chat.chat_template_kwargs or {}:
+        if name in reserved:
+            raise BadRequest(f"{name} is a field of its own", param=f"chat_template_kwargs.{name}")
+    try:
+        if body_bytes <= _INLINE_MESSAGES_BYTES:
+            return render()
+        return await asyncio.to_thread(render)
+    except TemplateError as error:
+        raise BadRequest(str(error), param="messages") from error
+
+
+async def _completion_prompt(
+    body: CompletionRequest, api: ApiContext, model: ServedModel
+) -> list[int]:
+    prompt = validation.one_prompt(body.prompt)
+    if isinstance(prompt, str):
+        return await model.encode(prompt, add_special_tokens=True)
+    validation.check_token_ids(prompt, api.vocab_size, "prompt")
+    return prompt
+
+
+async def _answer(
+    request: web.Request,
+    asked: SamplingFields,
+    wish: Wish,
+    prompt: list[int],
+    kind: answers.Kind,
+    arrived_s: float,
+    prompt_field: str,
+) -> web.StreamResponse:
+    api = request.app[API]
+    model = api.ready_model()
+    times = RequestTimes(api.metrics, arrived_s)
+    max_tokens = validation.tokens_to_generate(
+        len(prompt), wish, api.config.model.max_model_len, prompt_field
+    )
+    eos = () if wish.ignore_eos else model.tokenizer.eos_token_ids
+    outcome = "abort"
+    try:
+        with api.client.generate(
+            prompt_token_ids=prompt,
+            max_tokens=max_tokens,
+            stop_token_ids=[*eos, *wish.stop_token_ids],
+            sampling=wish.sampling,
+            cache_salt=wish.cache_salt,
+        ) as generation:
+            text = pieces(generation, model.tokenizer.detokenizer(), wish.stops, times)
+            async with aclosing(text):
+                if asked.stream:
+                    response, outcome = await _stream(request, asked, kind, text, len(prompt))
+                else:
+                    response, outcome = await _whole(kind, text, len(prompt))
+        return response
+    except ProtocolError:
+        outcome = "error"
+        raise
+    finally:
+        times.ended(outcome, len(prompt))
+
+
+async def _whole(
+    kind: answers.Kind, text: AsyncIterator[Piece], prompt_tokens: int
+) -> tuple[web.StreamResponse, str]:
+    parts = []
+    async for piece in text:
+        parts.append(piece.text)
+        if piece.finish is not None:
+            body = kind.whole("".join(parts), piece.finish, _usage(prompt_tokens, piece))
+            response = web.Response(body=_encoder.encode(body), content_type="application/json")
+            return response, piece.finish
+    raise AssertionError("an answer has a last piece")
+
+
+async def _stream(
+    request: web.Request,
+    asked: SamplingFields,
+    kind: answers.Kind,
+    text: AsyncIterator[Piece],
+    prompt_tokens: int,
+) -> tuple[web.StreamResponse, str]:
+    options = asked.stream_options
+    with_usage = options is not None and options.include_usage
+    in_every_chunk = options is not None and options.continuous_usage_stats
+    piece = await anext(text)  # an error here still has its status
+    response = web.StreamResponse(
+        headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+    )
+    await response.prepare(request)
+    opening = kind.opening()
+    ahead = b"" if opening is None else sse.frame(_encoder.encode(opening))
+    try:
+        while True:
+            count = _usage(prompt_tokens, piece)
+            chunk = kind.chunk(piece.text, piece.finish, count if in_every_chunk else None)
+            frames = ahead + sse.frame(_encoder.encode(chunk))
+            if piece.finish is not None:
+                break
+            await response.write(frames)
+            ahead = b""
+            piece = await anext(text)
+    except ProtocolError as error:
+        # Too late for a status: the stream ends with an error event and no [DONE].
+        body = encode_error(error.message, type=error.type, param=error.param, code=error.code)
+        await response.write(sse.frame(body))
+        await response.write_eof()
+        return response, "error"
+    if with_usage:
+        frames += sse.frame(_encoder.encode(kind.usage_chunk(count)))
+    await response.write(frames + sse.DONE)
+    await response.write_eof()
+    return response, piece.finish
+
+
+def _usage(prompt_tokens: int, piece: Piece) -> Usage:
+    return usage(prompt_tokens, piece.completion_tokens, piece.cached_tokens)

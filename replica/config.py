@@ -1,0 +1,152 @@
+"""The replica's configuration: one YAML file decoded into these, frozen, handed down by section.
+
+Every field says its unit and default. Unknown keys are errors. Reading files, environment
+variables and defaults from elsewhere is the command line's business.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Name = Annotated[str, Meta(min_length=1)]
+
+
+class Listen(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the HTTP API listens.
+
+    Attributes:
+        host: Address or name. Default 127.0.0.1: only this machine.
+        port: TCP port; 0 takes a free one, which the log names. Default 8101.
+    """
+
+    host: Name = "127.0.0.1"
+    port: Port = 8101
+
+
+class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is served.
+
+    Attributes:
+        name: The name clients ask for.
+        path: A GGUF file, a Hugging Face directory, or `package:NAME/FILE` inside an installed
+            Python package.
+        dtype: What weights and KV cache are computed in. `auto`: the device's best.
+        max_model_len: Tokens of context, prompt and answer together. Default 4096.
+        aliases: Further names it answers to. Default none.
+    """
+
+    name: Name
+    path: Name
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_model_len: Annotated[int, Meta(ge=2)] = 4096
+    aliases: tuple[Name, ...] = ()
+
+
+class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The scheduler's bounds and the device.
+
+    Attributes:
+        device: `cpu`, `cuda`, or `cuda:N`. Default cpu.
+        threads: CPU threads that compute. Default 1.
+        block_size: Tokens a KV block. Default 16.
+        kv_cache_blocks: Blocks of the KV cache; together they must hold one whole context.
+            Default 2048.
+        max_batched_tokens: Tokens one step computes at most; at least max_running_sequences.
+            Default 512.
+        max_running_sequences: Sequences computed at the same time. Default 32.
+        max_waiting_sequences: Sequences that wait for a place; one more is answered 429.
+            Default 256.
+        prefix_cache: Whether prompts share the KV blocks of equal beginnings. Default true.
+    """
+
+    device: Annotated[str, Meta(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    threads: Positive = 1
+    block_size: Positive = 16
+    kv_cache_blocks: Positive = 2048
+    max_batched_tokens: Positive = 512
+    max_running_sequences: Positive = 32
+    max_waiting_sequences: Positive = 256
+    prefix_cache: bool = True
+
+
+class KvEvents(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where KV-cache events are published, in vLLM's format. Without this section none are.
+
+    Attributes:
+        endpoint: ZMQ address the PUB socket binds.
+        replay: ZMQ address the replay ROUTER socket binds. Default: no replay.
+        topic: First frame of every message. Default empty.
+        buffer_steps: Batches kept for replay. Default 10,000.
+    """
+
+    endpoint: Name
+    replay: Name | None = None
+    topic: str = ""
+    buffer_steps: Positive = 10_000
+
+
+class LoadReports(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the load is published, in SGLang's form. Without this section it is not.
+
+    Attributes:
+        endpoint: ZMQ address the PUB socket binds.
+        interval_s: Seconds between reports. Default 1.
+    """
+
+    endpoint: Name
+    interval_s: Seconds = 1.0
+
+
+class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds of the HTTP API.
+
+    Attributes:
+        max_body_bytes: Largest request body; a larger one is answered 413. Default 16 MiB.
+        shutdown_timeout_s: How long requests may go on after a stop signal before they are
+            aborted, seconds. Default 10.
+        engine_timeout_s: How long the engine may take to answer a snapshot or a reset, seconds.
+            Default 30.
+    """
+
+    max_body_bytes: Positive = 16 * 1024 * 1024
+    shutdown_timeout_s: Seconds = 10.0
+    engine_timeout_s: Seconds = 30.0
+
+
+class ReplicaConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One replica: one model on one device behind one port.
+
+    Attributes:
+        id: Its name in logs and metrics.
+    """
+
+    id: Name
+    model: Model
+    listen: Listen = Listen()
+    engine: Engine = Engine()
+    kv_events: KvEvents | None = None
+    load_reports: LoadReports | None = None
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        """What one field alone cannot tell.
+
+        Raises:
+            ValueError: two fields contradict each other; msgspec reports it with the path.
+        """
+        engine = self.engine
+        if engine.max_batched_tokens < engine.max_running_sequences:
+            raise ValueError(
+                f"engine.max_batched_tokens ({engine.max_batched_tokens}) must be at least "
+                f"engine.max_running_sequences ({engine.max_running_sequences})"
+            )
+        capacity = engine.kv_cache_blocks * engine.block_size
+        if capacity < self.model.max_model_len:
+            raise ValueError(
+                f"engine.kv_cache_blocks ({engine.kv_cache_blocks}) of {engine.block_size} tokens "
+                f"hold {capacity} tokens, fewer than model.max_model_len "
+                f"({self.model.max_model_len})"
+            )

@@ -1,0 +1,1 @@
+"""The engine process: scheduler and device, joined to the API process by messages."""

@@ -1,0 +1,39 @@
+"""`python -m replica.engine`: the engine process with the real model runner."""
+
+import sys
+
+from prompt.assets import resolve_model_path
+from prompt.errors import PromptError
+from replica.config import ReplicaConfig
+from replica.engine.process import Progress, main
+from replica.runner import ModelRunner
+
+
+def build_runner(config: ReplicaConfig, progress: Progress) -> ModelRunner:
+    """The configured model, loaded.
+
+    Raises:
+        ValueError: the model's files or the configuration are wrong; one line says how.
+    """
+    try:
+        runner = ModelRunner.load(
+            resolve_model_path(config.model.path),
+            dtype=config.model.dtype,
+            device=config.engine.device,
+            threads=config.engine.threads,
+            block_size=config.engine.block_size,
+            num_blocks=config.engine.kv_cache_blocks,
+            progress=lambda fraction, message: progress(fraction),
+        )
+    except PromptError as error:
+        raise ValueError(str(error)) from error
+    if config.model.max_model_len > runner.max_model_len:
+        raise ValueError(
+            f"model.max_model_len: {config.model.max_model_len} is more than the "
+            f"{runner.max_model_len} tokens this model was made for"
+        )
+    return runner
+
+
+if __name__ == "__main__":
+    sys.exit(main(build_runner))

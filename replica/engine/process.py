@@ -1,0 +1,138 @@
+"""The engine as a process of its own: reads its orders, loads the model, runs the loop.
+
+Its standard input is a pipe that the API process holds open: the first line is an `EngineStart` as
+JSON, and the end of the stream says that the API process is gone, however it went. Then this
+process ends at once, whatever it is doing.
+
+Exit codes: 0 after a Shutdown message; 1 when the engine could not start (a Failed message told
+why) or crashed (its traceback is on standard error); 3 when its parent died.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+
+import msgspec
+import zmq
+
+from replica.config import ReplicaConfig
+from replica.core.block_pool import BlockPool
+from replica.core.limits import SchedulerLimits
+from replica.core.scheduler import Scheduler
+from replica.engine.loop import EngineLoop, Runner
+from replica.engine.messages import Failed, FromEngine, Loading, encode
+from replica.engine.publisher import EventPublisher, LoadPublisher
+
+EXIT_PARENT_DIED = 3
+
+Progress = Callable[[float], None]
+BuildRunner = Callable[[ReplicaConfig, Progress], Runner]
+"""Loads the model; calls its second argument with the fraction done, in [0, 1]. Raises OSError or
+ValueError, with a line for the operator, when the model or the device is not as configured."""
+
+# Answers queued for the API process before the engine waits for it to read.
+_ANSWERS_HIGH_WATER_MARK = 100_000
+
+
+class EngineStart(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine process is told at its birth.
+
+    Attributes:
+        requests: ZMQ address to PULL messages from.
+        answers: ZMQ address to PUSH messages to.
+        epoch: Names this life of the engine.
+    """
+
+    config: ReplicaConfig
+    requests: str
+    answers: str
+    epoch: str
+
+
+def main(build_runner: BuildRunner) -> int:
+    """The whole life of an engine process; returns its exit code."""
+    # Ctrl-C reaches every process of the terminal; when to stop is the API process's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(stream=sys.stderr, format="engine: %(levelname)s %(message)s")
+    start = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineStart)
+    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        return run_engine(start, context, build_runner)
+    finally:
+        context.destroy(linger=1000)
+
+
+def run_engine(
+    start: EngineStart, context: zmq.Context[zmq.Socket[bytes]], build_runner: BuildRunner
+) -> int:
+    """Connects, loads and loops until told to stop; also what tests run in a thread."""
+    requests = context.socket(zmq.PULL)
+    requests.connect(start.requests)
+    answers = context.socket(zmq.PUSH)
+    answers.set(zmq.SNDHWM, _ANSWERS_HIGH_WATER_MARK)
+    answers.connect(start.answers)
+
+    def send(message: FromEngine) -> None:
+        answers.send(encode(message))
+
+    events: EventPublisher | None = None
+    loads: LoadPublisher | None = None
+    try:
+        try:
+            # Addresses first: a port in use is known before minutes are spent on loading.
+            events = EventPublisher(context, start.config.kv_events)
+            if start.config.load_reports is not None:
+                loads = LoadPublisher(context, start.config.load_reports)
+            send(Loading(fraction=0.0))
+            runner = build_runner(start.config, lambda fraction: send(Loading(fraction=fraction)))
+        except (OSError, ValueError) as error:
+            send(Failed(line=_one_line(error)))
+            return 1
+        except Exception as error:  # noqa: BLE001 (the process's outermost edge)
+            traceback.print_exc()
+            send(Failed(line=f"loading failed: {type(error).__name__}: {_one_line(error)}"))
+            return 1
+        EngineLoop(
+            scheduler=build_scheduler(start.config),
+            runner=runner,
+            requests=requests,
+            answers=answers,
+            events=events,
+            loads=loads,
+            epoch=start.epoch,
+        ).run()
+        return 0
+    finally:
+        if events is not None:
+            events.close()
+        if loads is not None:
+            loads.close()
+        requests.close(linger=0)
+        answers.close(linger=1000)
+
+
+def build_scheduler(config: ReplicaConfig) -> Scheduler:
+    engine = config.engine
+    limits = SchedulerLimits(
+        max_batched_tokens=engine.max_batched_tokens,
+        max_running_sequences=engine.max_running_sequences,
+        max_waiting_sequences=engine.max_waiting_sequences,
+        max_model_len=config.model.max_model_len,
+        prefix_cache=engine.prefix_cache,
+    )
+    return Scheduler(limits=limits, pool=BlockPool(engine.kv_cache_blocks, engine.block_size))
+
+
+def _end_with_parent() -> None:
+    while sys.stdin.buffer.read(4096):
+        pass
+    os._exit(EXIT_PARENT_DIED)  # the main thread may be anywhere, loading or computing
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
