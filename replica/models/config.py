@@ -1,0 +1,229 @@
+"""A model's shape, as read from its files and checked: whatever we would not honour is an error."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from replica.models.errors import UnsupportedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Llama3Scaling:
+    """Rope frequencies slowed for long contexts, as Llama 3.1 does.
+
+    Source: transformers `modeling_rope_utils.py`, `_compute_llama3_parameters`.
+    """
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_context: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeConfig:
+    """Rotary embedding: frequency i is theta^(-2i / head_dim), then scaled.
+
+    Attributes:
+        theta: The base.
+        scaling: Llama 3's rule, or None.
+        divisors: What GGUF files carry in its place: a divisor for each frequency,
+            [head_dim / 2]; or None.
+    """
+
+    theta: float
+    scaling: Llama3Scaling | None = None
+    divisors: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The shape of a Llama-like decoder."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope: RopeConfig
+    max_model_len: int
+    tied_embeddings: bool
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise UnsupportedModel(
+                f"{self.num_heads} attention heads cannot share {self.num_kv_heads} KV heads"
+            )
+        if self.head_dim % 2:
+            raise UnsupportedModel(f"head_dim {self.head_dim} is odd: rope turns pairs")
+
+
+def config_from_huggingface(raw: Mapping[str, Any], where: str) -> ModelConfig:
+    """The shape that a config.json states, in the old form or transformers 5's.
+
+    Args:
+        raw: The file's content.
+        where: The file's name, for errors.
+
+    Raises:
+        UnsupportedModel: it asks for something we do not compute, or lacks a needed key.
+    """
+    reader = _Reader(raw, where)
+    architectures = raw.get("architectures") or []
+    if len(architectures) != 1:
+        raise UnsupportedModel(f"{where}: architectures is {architectures!r}, not a list of one")
+    reader.require("hidden_act", ("silu", "swish"), default="silu")
+    reader.require("sliding_window", (None,), default=None)
+    reader.require("quantization_config", (None,), default=None)
+    reader.require("pretraining_tp", (1, None), default=1)
+    heads = reader.integer("num_attention_heads")
+    hidden = reader.integer("hidden_size")
+    head_dim = reader.integer("head_dim", default=hidden // heads)
+    bias = bool(raw.get("attention_bias", False))
+    return ModelConfig(
+        architecture=str(architectures[0]),
+        vocab_size=reader.integer("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=reader.integer("intermediate_size"),
+        num_layers=reader.integer("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=reader.integer("num_key_value_heads", default=heads),
+        head_dim=head_dim,
+        norm_eps=reader.number("rms_norm_eps", default=1e-6),
+        rope=_rope_from_huggingface(reader),
+        max_model_len=reader.integer("max_position_embeddings"),
+        tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        qkv_bias=bias,
+        output_bias=bias,
+        mlp_bias=bool(raw.get("mlp_bias", False)),
+    )
+
+
+def _rope_from_huggingface(reader: "_Reader") -> RopeConfig:
+    raw, where = reader.raw, reader.where
+    # transformers 5 writes rope_parameters; before, rope_theta and rope_scaling stood apart.
+    parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    theta = float(parameters.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+    partial = parameters.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
+    if partial not in (1.0, None):
+        raise UnsupportedModel(f"{where}: partial_rotary_factor {partial} is not supported")
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind == "default":
+        return RopeConfig(theta=theta)
+    if kind != "llama3":
+        raise UnsupportedModel(
+            f"{where}: rope scaling {kind!r} is not supported (default and llama3 are)"
+        )
+    scaling = _Reader(parameters, f"{where}: rope scaling")
+    return RopeConfig(
+        theta=theta,
+        scaling=Llama3Scaling(
+            factor=scaling.number("factor"),
+            low_frequency_factor=scaling.number("low_freq_factor"),
+            high_frequency_factor=scaling.number("high_freq_factor"),
+            original_context=scaling.integer("original_max_position_embeddings"),
+        ),
+    )
+
+
+# GGUF's general.architecture to the name that transformers gives the same network.
+_GGUF_ARCHITECTURES = {"llama": "LlamaForCausalLM"}
+
+
+def config_from_gguf(
+    metadata: Mapping[str, Any],
+    *,
+    vocab_size: int,
+    tied_embeddings: bool,
+    biases: frozenset[str],
+    rope_divisors: tuple[float, ...] | None,
+    where: str,
+) -> ModelConfig:
+    """The shape that a GGUF file's metadata states.
+
+    Args:
+        metadata: Its key-value pairs.
+        vocab_size: Rows of its embedding.
+        tied_embeddings: Whether it has no output matrix of its own.
+        biases: Which of "qkv", "output", "mlp" have bias tensors in the file.
+        rope_divisors: Its tensor rope_freqs.weight.
+        where: The file's name, for errors.
+
+    Raises:
+        UnsupportedModel: it asks for something we do not compute, or lacks a needed key.
+    """
+    kind = metadata.get("general.architecture")
+    if kind not in _GGUF_ARCHITECTURES:
+        raise UnsupportedModel(
+            f"{where}: general.architecture {kind!r} is not supported "
+            f"({', '.join(_GGUF_ARCHITECTURES)} is)"
+        )
+    prefix = f"{kind}."
+    keys = {key[len(prefix) :]: value for key, value in metadata.items() if key.startswith(prefix)}
+    reader = _Reader(keys, f"{where}: {kind}")
+    reader.require("rope.scaling.type", ("none",), default="none")
+    reader.require("attention.sliding_window", (0,), default=0)
+    reader.require("expert_count", (0,), default=0)
+    heads, hidden = reader.integer("attention.head_count"), reader.integer("embedding_length")
+    head_dim = reader.integer("attention.key_length", default=hidden // heads)
+    reader.require("attention.value_length", (head_dim,), default=head_dim)
+    reader.require("rope.dimension_count", (head_dim,), default=head_dim)
+    return ModelConfig(
+        architecture=_GGUF_ARCHITECTURES[kind],
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=reader.integer("feed_forward_length"),
+        num_layers=reader.integer("block_count"),
+        num_heads=heads,
+        num_kv_heads=reader.integer("attention.head_count_kv", default=heads),
+        head_dim=head_dim,
+        norm_eps=reader.number("attention.layer_norm_rms_epsilon"),
+        rope=RopeConfig(
+            theta=reader.number("rope.freq_base", default=10000.0), divisors=rope_divisors
+        ),
+        max_model_len=reader.integer("context_length"),
+        tied_embeddings=tied_embeddings,
+        qkv_bias="qkv" in biases,
+        output_bias="output" in biases,
+        mlp_bias="mlp" in biases,
+    )
+
+
+class _Reader:
+    """Typed reads that name the file and the key when they fail."""
+
+    def __init__(self, raw: Mapping[str, Any], where: str) -> None:
+        self.raw = raw
+        self.where = where
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self.raw.get(key)
+        if value is None:
+            value = default
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UnsupportedModel(
+                f"{self.where}: {key} is {value!r}, where a positive integer is needed"
+            )
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.raw.get(key)
+        if value is None:
+            value = default
+        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            raise UnsupportedModel(
+                f"{self.where}: {key} is {value!r}, where a positive number is needed"
+            )
+        return float(value)
+
+    def require(self, key: str, accepted: tuple[Any, ...], default: Any) -> None:
+        value = self.raw.get(key, default)
+        if value not in accepted:
+            raise UnsupportedModel(f"{self.where}: {key} {value!r} is not supported")

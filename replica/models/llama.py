@@ -1,0 +1,180 @@
+"""The Llama decoder for inference: weights in, hidden states of a flat batch of tokens out.
+
+    x ─┬─ norm ─ qkv ─ rope, cache ─ attention ─ o ─(+)─┬─ norm ─ gate·up ─ silu ─ down ─(+)─
+       └──────────────────────────────────────────────┘ └─────────────────────────────────┘
+
+Source: Touvron et al. 2023, arXiv:2302.13971; tensor names: transformers `modeling_llama.py`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from kernels import torch_ops as ops
+from replica.models.config import ModelConfig
+from replica.models.linear import Linear
+from replica.models.rope import rope_table
+
+TensorReader = Callable[[str], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTensors:
+    """One step's batch on the device: decode tokens first, then the runs of prefill tokens.
+
+    Attributes:
+        token_ids: [tokens] int64.
+        positions: [tokens] int64.
+        slots: [tokens] int64: where each token's KV goes.
+        decodes: How many of the tokens, from the first, are the only new one of their sequence.
+        decode_tables: [decodes, blocks] int32, or None without decodes.
+        decode_lengths: [decodes] int32: tokens in the cache after this step.
+        prefill_tables: [prefills, blocks] int32, or None without prefills.
+        prefill_offsets: [prefills + 1] int32, into the tokens after the decodes.
+        prefill_lengths: [prefills] int32.
+        logit_rows: [rows] int64: the tokens whose successor is wanted.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    decodes: int
+    decode_tables: torch.Tensor | None
+    decode_lengths: torch.Tensor | None
+    prefill_tables: torch.Tensor | None
+    prefill_offsets: torch.Tensor | None
+    prefill_lengths: torch.Tensor | None
+    logit_rows: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    attention_norm: torch.Tensor
+    qkv: Linear
+    output: Linear
+    mlp_norm: torch.Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class Llama:
+    """Weights and forward pass. The KV cache belongs to the caller."""
+
+    def __init__(self, config: ModelConfig, read: TensorReader, device: torch.device) -> None:
+        """
+        Args:
+            read: Gives a tensor of `tensor_shapes(config)` by name, in the dtype to compute in.
+        """
+        self.config = config
+        self._embedding = read("model.embed_tokens.weight")
+        self._layers = [_read_layer(config, read, index) for index in range(config.num_layers)]
+        self._norm = read("model.norm.weight")
+        self._head = Linear(self._embedding if config.tied_embeddings else read("lm_head.weight"))
+        self._cosine, self._sine = rope_table(
+            config.rope, config.head_dim, config.max_model_len, device
+        )
+        self._scale = config.head_dim**-0.5
+
+    def forward(self, step: StepTensors, kv_caches: list[torch.Tensor]) -> torch.Tensor:
+        """Logits [rows, vocabulary] of `step.logit_rows`; writes the new tokens' KV.
+
+        Args:
+            kv_caches: One [2, blocks, block_size, kv_heads, head_dim] a layer.
+        """
+        config = self.config
+        cosine, sine = self._cosine[step.positions], self._sine[step.positions]
+        residual = functional.embedding(step.token_ids, self._embedding)
+        x = ops.rms_norm(residual, self._layers[0].attention_norm, config.norm_eps)
+        for index, (layer, kv_cache) in enumerate(zip(self._layers, kv_caches, strict=True)):
+            if index:
+                x, residual = ops.add_rms_norm(x, residual, layer.attention_norm, config.norm_eps)
+            qkv = layer.qkv(x).view(len(x), -1, config.head_dim)
+            query = ops.rope_and_cache_write(qkv, cosine, sine, kv_cache, step.slots)
+            attended = self._attend(query, kv_cache, step)
+            x = layer.output(attended.view(len(x), -1))
+            x, residual = ops.add_rms_norm(x, residual, layer.mlp_norm, config.norm_eps)
+            x = layer.down(ops.silu_mul(layer.gate_up(x)))
+        wanted = residual[step.logit_rows].add_(x[step.logit_rows])
+        return self._head(ops.rms_norm(wanted, self._norm, config.norm_eps))
+
+    def _attend(
+        self, query: torch.Tensor, kv_cache: torch.Tensor, step: StepTensors
+    ) -> torch.Tensor:
+        parts = []
+        if step.decode_tables is not None:
+            assert step.decode_lengths is not None
+            parts.append(
+                ops.paged_attention_decode(
+                    query[: step.decodes],
+                    kv_cache,
+                    step.decode_tables,
+                    step.decode_lengths,
+                    self._scale,
+                )
+            )
+        if step.prefill_tables is not None:
+            assert step.prefill_offsets is not None
+            assert step.prefill_lengths is not None
+            parts.append(
+                ops.paged_attention_prefill(
+                    query[step.decodes :],
+                    kv_cache,
+                    step.prefill_tables,
+                    step.prefill_offsets,
+                    step.prefill_lengths,
+                    self._scale,
+                )
+            )
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _read_layer(config: ModelConfig, read: TensorReader, index: int) -> _Layer:
+    prefix = f"model.layers.{index}."
+
+    def linear(names: tuple[str, ...], with_bias: bool) -> Linear:
+        weights = [read(f"{prefix}{name}.weight") for name in names]
+        biases = [read(f"{prefix}{name}.bias") for name in names] if with_bias else None
+        return Linear(torch.cat(weights), torch.cat(biases) if biases else None)
+
+    qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    return _Layer(
+        attention_norm=read(f"{prefix}input_layernorm.weight"),
+        qkv=linear(qkv, config.qkv_bias),
+        output=linear(("self_attn.o_proj",), config.output_bias),
+        mlp_norm=read(f"{prefix}post_attention_layernorm.weight"),
+        gate_up=linear(("mlp.gate_proj", "mlp.up_proj"), config.mlp_bias),
+        down=linear(("mlp.down_proj",), config.mlp_bias),
+    )
+
+
+def tensor_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+    """Name and shape of every tensor the network has, by Hugging Face's names."""
+    return dict(_tensor_shapes(config))
+
+
+def _tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    linears = {
+        "self_attn.q_proj": (queries, hidden, config.qkv_bias),
+        "self_attn.k_proj": (keys, hidden, config.qkv_bias),
+        "self_attn.v_proj": (keys, hidden, config.qkv_bias),
+        "self_attn.o_proj": (hidden, queries, config.output_bias),
+        "mlp.gate_proj": (intermediate, hidden, config.mlp_bias),
+        "mlp.up_proj": (intermediate, hidden, config.mlp_bias),
+        "mlp.down_proj": (hidden, intermediate, config.mlp_bias),
+    }
+    yield "model.embed_tokens.weight", (config.vocab_size, hidden)
+    for index in range(config.num_layers):
+        prefix = f"model.layers.{index}."
+        yield f"{prefix}input_layernorm.weight", (hidden,)
+        yield f"{prefix}post_attention_layernorm.weight", (hidden,)
+        for name, (rows, columns, has_bias) in linears.items():
+            yield f"{prefix}{name}.weight", (rows, columns)
+            if has_bias:
+                yield f"{prefix}{name}.bias", (rows,)
+    yield "model.norm.weight", (hidden,)
+    if not config.tied_embeddings:
+        yield "lm_head.weight", (config.vocab_size, hidden)

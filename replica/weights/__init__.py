@@ -1,0 +1,1 @@
+"""Reading a model's weights from its files, by Hugging Face's names."""

@@ -1,0 +1,96 @@
+"""A GGUF file as a source of tensors by Hugging Face's names."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from replica.models.config import ModelConfig, config_from_gguf
+from replica.weights.gguf_file import GgufFile
+
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_OTHER_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_ROPE_DIVISORS = "rope_freqs.weight"
+_BIASES = {
+    "qkv": "blk.0.attn_q.bias",
+    "output": "blk.0.attn_output.bias",
+    "mlp": "blk.0.ffn_down.bias",
+}
+
+
+class GgufSource:
+    """Tensors of a GGUF file, dequantised when read."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            ModelFileError: the file cannot be read or is of an unsupported model.
+        """
+        self.where = path.name
+        self._file = GgufFile(path)
+        self._names = {
+            _huggingface_name(name): name for name in self._file.tensors if name != _ROPE_DIVISORS
+        }
+        self.config = self._read_config()
+
+    def _read_config(self) -> ModelConfig:
+        tensors = self._file.tensors
+        embedding = tensors.get("token_embd.weight")
+        divisors = None
+        if _ROPE_DIVISORS in tensors:
+            divisors = tuple(self._file.read(_ROPE_DIVISORS).tolist())
+        return config_from_gguf(
+            self._file.metadata,
+            vocab_size=embedding.shape[0] if embedding else 1,
+            tied_embeddings="output.weight" not in tensors,
+            biases=frozenset(kind for kind, name in _BIASES.items() if name in tensors),
+            rope_divisors=divisors,
+            where=self.where,
+        )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            name: self._file.tensors[gguf_name].shape for name, gguf_name in self._names.items()
+        }
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor in fp32."""
+        tensor = torch.from_numpy(self._file.read(self._names[name]))
+        if ".q_proj." in name:
+            return _undo_interleaving(tensor, self.config.num_heads)
+        if ".k_proj." in name:
+            return _undo_interleaving(tensor, self.config.num_kv_heads)
+        return tensor
+
+
+def _huggingface_name(name: str) -> str:
+    layer = _LAYER.fullmatch(name)
+    if layer is None:
+        return _OTHER_NAMES.get(name, name)
+    index, part, kind = layer.groups()
+    return f"model.layers.{index}.{_LAYER_NAMES.get(part, part)}.{kind}"
+
+
+def _undo_interleaving(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of each head back from (x0, x[d/2], x1, x[d/2 + 1], …) to (x0, x1, …, x[d/2], …).
+
+    Source: llama.cpp `convert_hf_to_gguf.py`, `LlamaModel.permute`, of which this is the inverse.
+    """
+    rows = tensor.shape[0]
+    pairs = tensor.view(heads, rows // heads // 2, 2, *tensor.shape[1:])
+    return pairs.transpose(1, 2).reshape(tensor.shape)

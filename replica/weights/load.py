@@ -1,0 +1,101 @@
+"""From a model's files to a network ready to run: checks every tensor, then reads them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from prompt.errors import ModelFileError
+from replica.models.config import ModelConfig
+from replica.models.errors import WrongTensor
+from replica.models.registry import Model, architecture
+from replica.weights.gguf_source import GgufSource
+from replica.weights.huggingface_source import HuggingFaceSource
+
+# Told the fraction loaded so far, in [0, 1], and what is being done.
+Progress = Callable[[float, str], None]
+
+
+class TensorSource(Protocol):
+    """Where tensors come from. `where` is for messages."""
+
+    where: str
+    config: ModelConfig
+
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+
+    def read(self, name: str) -> torch.Tensor: ...
+
+
+def open_source(path: Path) -> TensorSource:
+    """The tensors at `path`: a Hugging Face directory or a GGUF file.
+
+    Raises:
+        ModelFileError: there is neither.
+    """
+    if path.is_dir():
+        return HuggingFaceSource(path)
+    if path.suffix == ".gguf":
+        return GgufSource(path)
+    raise ModelFileError(f"{path}: neither a Hugging Face directory nor a .gguf file")
+
+
+def load_model(
+    source: TensorSource,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int | None = None,
+    progress: Progress | None = None,
+) -> Model:
+    """The network of `source`, its weights in `dtype` on `device`.
+
+    Args:
+        max_model_len: Shortens the model's context; None keeps it.
+
+    Raises:
+        UnsupportedModel: no such architecture.
+        WrongTensor: a tensor is missing, unknown or of the wrong shape; it names the first.
+        ModelFileError: a tensor cannot be decoded.
+    """
+    config = source.config
+    if max_model_len is not None:
+        config = replace(config, max_model_len=min(max_model_len, config.max_model_len))
+    built = architecture(config.architecture)
+    expected = built.tensor_shapes(config)
+    _check_shapes(source.where, expected, source.shapes())
+    done = 0
+
+    def read(name: str) -> torch.Tensor:
+        nonlocal done
+        if progress is not None:
+            progress(done / len(expected), f"reading {name}")
+        done += 1
+        return source.read(name).to(device=device, dtype=dtype)
+
+    with torch.inference_mode():
+        model = built.build(config, read, device)
+    assert done == len(expected), f"{done} tensors read of {len(expected)}"
+    if progress is not None:
+        progress(1.0, "weights are loaded")
+    return model
+
+
+def _check_shapes(
+    where: str,
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+) -> None:
+    for name, shape in expected.items():
+        if name not in found:
+            raise WrongTensor(f"{where}: tensor {name} {list(shape)} is missing")
+        if found[name] != shape:
+            raise WrongTensor(
+                f"{where}: tensor {name} has shape {list(found[name])}, "
+                f"where {list(shape)} is expected"
+            )
+    for name, shape in found.items():
+        if name not in expected:
+            raise WrongTensor(f"{where}: tensor {name} {list(shape)} is not part of this model")
