@@ -1,0 +1,130 @@
+"""Which replica gets a request: policies are pure, and say what each replica would have cost.
+
+Same query, same view, same random state: same decision. What a policy would have to remember
+between requests (whose turn it is, what is in flight) is in the view.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import NamedTuple, Protocol
+
+from protocol.errors import Unavailable
+from router.core.fleet import Replica
+from router.core.marks import ReplicaId
+from router.core.prefix_tree import Match
+
+EMPTY_MATCH = Match({}, {})
+
+
+class NoReplica(Unavailable):
+    """No replica may take the request: none is well, or all that are were tried."""
+
+    code = "no_replica"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteQuery:
+    """What a policy may know about a request.
+
+    Attributes:
+        prompt: The rendered prompt; empty if the request has none.
+        match: What the replicas hold of it.
+        bytes_per_token: Of this model's prompts, as learned.
+        expected_output_tokens: How long the answer will be, as learned and limited.
+        excluded: Replicas that were tried already.
+    """
+
+    prompt: bytes
+    match: Match = EMPTY_MATCH
+    bytes_per_token: float = 4.0
+    expected_output_tokens: float = 128.0
+    excluded: Collection[ReplicaId] = ()
+
+
+class FleetView(Protocol):
+    """What a policy sees of a `Fleet`."""
+
+    @property
+    def routable(self) -> Sequence[Replica]: ...
+
+    @property
+    def turn(self) -> int: ...
+
+
+class CostTerms(NamedTuple):
+    """What a replica would cost, in seconds, and why. Terms a policy does not weigh are 0."""
+
+    cost: float
+    replica: ReplicaId
+    matched_tokens: int
+    uncached_tokens: int
+    wait: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    room: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The chosen replica, and the terms of all that could have been chosen.
+
+    Attributes:
+        matched_tokens: Of the prompt, those we think the chosen replica need not compute.
+        uncached_tokens: Those we think it must: what a lease is taken for.
+        tied: How many replicas were as good as the best.
+    """
+
+    replica: ReplicaId
+    matched_tokens: int
+    uncached_tokens: int
+    tied: int
+    terms: Sequence[CostTerms]
+
+    def __str__(self) -> str:
+        """One line for the log; made only when asked for."""
+        costs = ", ".join(
+            f"{one.replica} {one.cost:.3f}s = wait {one.wait:.3f} + prefill {one.prefill:.3f}"
+            f" + decode {one.decode:.3f} + room {one.room:.3f} (matched {one.matched_tokens})"
+            for one in self.terms
+        )
+        return f"{self.replica} of {self.tied} tied: {costs}"
+
+
+class Policy(Protocol):
+    """Pure: same query, same view, same random state, same decision."""
+
+    def choose(self, query: RouteQuery, view: FleetView, rng: Random) -> Decision:
+        """Raises NoReplica when nobody may take the request."""
+        ...
+
+
+def candidates(query: RouteQuery, view: FleetView) -> Sequence[Replica]:
+    """The replicas that may take the request.
+
+    Raises:
+        NoReplica: There are none.
+    """
+    routable = view.routable
+    if query.excluded:
+        excluded = query.excluded
+        routable = [one for one in routable if one.id not in excluded]
+    if not routable:
+        tried = f" ({len(query.excluded)} tried)" if query.excluded else ""
+        raise NoReplica(f"no replica can take the request now{tried}")
+    return routable
+
+
+def split_prompt(query: RouteQuery, replica: Replica) -> tuple[int, int]:
+    """(matched, uncached) tokens of the prompt on one replica, confirmed or predicted."""
+    length, bytes_per_token = len(query.prompt), query.bytes_per_token
+    matched, end = query.match.confirmed.get(replica.id, (0, 0))
+    predicted_end = query.match.predicted.get(replica.id, 0)
+    if predicted_end > end:
+        # Only whole blocks are kept, counted from the start of the prompt.
+        size = replica.block_size
+        predicted = int(predicted_end / bytes_per_token) // size * size
+        if predicted * bytes_per_token > end:
+            matched, end = predicted, int(predicted * bytes_per_token)
+    # Engines compute the last token of a prompt in any case.
+    return matched, max(1, round((length - end) / bytes_per_token))

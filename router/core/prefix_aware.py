@@ -1,0 +1,116 @@
+"""The default policy: the replica where the request costs the fewest seconds, to it and to others.
+
+    wait      tokens still to prefill there / prefill rate
+    prefill   uncached tokens / prefill rate + overhead
+    decode    the answer's steps beside those that run, and how much it slows those down
+    room      tokens of others it pushes out of a full cache / prefill rate
+
+Replicas within a *near-tie* of the best are as good as the best: the difference is no more than
+prefilling 64 tokens, or half of the prompt. Between them a rendezvous hash of the prompt's first
+bytes decides, so that a short system prompt which everybody shares does not draw all requests to
+one replica, while equal prompts still meet; a prompt of which more than half is cached is no tie.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from random import Random
+
+from router.core.fleet import Replica
+from router.core.marks import ReplicaId
+from router.core.policy import CostTerms, Decision, FleetView, RouteQuery, candidates, split_prompt
+
+NEAR_TIE_TOKENS = 64
+NEAR_TIE_PROMPT_SHARE = 0.5
+# Enough to tell prompts apart, little enough to hash in a microsecond.
+RENDEZVOUS_BYTES = 1024
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixAware:
+    """Cost = wait + prefill + decode + room, in seconds; the smallest wins.
+
+    Attributes:
+        eviction_weight: What a token pushed out of a full cache costs, in tokens to compute
+            again: 1 if all of them will be asked for once more.
+    """
+
+    eviction_weight: float = 1.0
+
+    def choose(self, query: RouteQuery, view: FleetView, rng: Random) -> Decision:
+        """The cheapest replica, or the one of the near-ties that the prompt's hash picks."""
+        output = query.expected_output_tokens
+        terms: list[CostTerms] = []
+        best, best_s_per_token = None, 0.0
+        routable = candidates(query, view)
+        for replica in routable:
+            one = self._cost(query, replica, output)
+            terms.append(one)
+            if best is None or one.cost < best.cost:
+                best, best_s_per_token = one, replica.rates.prefill_s_per_token
+        assert best is not None, "candidates are not empty"
+        prompt_tokens = len(query.prompt) / query.bytes_per_token
+        tolerance = min(NEAR_TIE_TOKENS, NEAR_TIE_PROMPT_SHARE * prompt_tokens) * best_s_per_token
+        limit = best.cost + tolerance
+        tied = [one for one in terms if one.cost <= limit]
+        if len(tied) > 1:
+            key = _prompt_key(query.prompt)
+            best = max(tied, key=lambda one: (_mix(key ^ _replica_key(one.replica)), one.replica))
+        return Decision(
+            replica=best.replica,
+            matched_tokens=best.matched_tokens,
+            uncached_tokens=best.uncached_tokens,
+            tied=len(tied),
+            terms=terms,
+        )
+
+    def _cost(self, query: RouteQuery, replica: Replica, output: float) -> CostTerms:
+        rates = replica.rates
+        s_per_token = rates.prefill_s_per_token
+        matched, uncached = split_prompt(query, replica)
+        distrusted = matched * (1.0 - replica.trust)
+        running = replica.running + replica.other_running
+        wait = (replica.pending_prefill_tokens + replica.other_prefill_tokens) * s_per_token
+        prefill = (uncached + distrusted) * s_per_token + rates.overhead_s
+        # Our steps, one sequence slower than now; and those of the others, who are on average
+        # half way through answers like ours.
+        decode = output * (
+            rates.decode_base_s + rates.decode_slope_s * (running + 1 + 0.5 * running)
+        )
+        room = 0.0
+        if replica.capacity_tokens is not None:
+            added = uncached + output
+            over = replica.held_tokens + added - replica.capacity_tokens
+            if over > 0:
+                room = min(over, added) * s_per_token * self.eviction_weight
+        cost = wait + prefill + decode + room
+        return CostTerms(
+            cost,
+            replica.id,
+            matched,
+            uncached,
+            wait=wait,
+            prefill=prefill,
+            decode=decode,
+            room=room,
+        )
+
+
+def _prompt_key(prompt: bytes) -> int:
+    return int.from_bytes(blake2b(prompt[:RENDEZVOUS_BYTES], digest_size=8).digest(), "big")
+
+
+@lru_cache(maxsize=4096)
+def _replica_key(replica: ReplicaId) -> int:
+    return int.from_bytes(blake2b(replica.encode(), digest_size=8).digest(), "big")
+
+
+def _mix(value: int) -> int:
+    """A 64-bit number whose every bit depends on every bit of `value`.
+
+    Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", SplitMix64.
+    """
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
