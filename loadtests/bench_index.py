@@ -13,7 +13,12 @@ import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from router.core.prefix_tree import PrefixTree
+from router.core.cost import CostModel
+from router.core.fleet import Fleet, Replica
+from router.core.policy import RouteQuery
+from router.core.prefix_aware import PrefixAware
+from router.core.prefix_tree import Confirmed, Match, PrefixTree
+from router.core.states import State
 
 BLOCK_BYTES = 64
 BLOCK_TOKENS = 16
@@ -122,6 +127,43 @@ def bench_tree(prompts: Sequence[Prompt], replicas: int, blocks: int) -> list[tu
     return rows
 
 
+def bench_choose(replicas: int) -> list[tuple[str, str]]:
+    """Choices where half of the replicas hold some of the prompt, and where all are alike."""
+    fleet, cost = Fleet(), CostModel()
+    for number in range(replicas):
+        name = f"r{number}"
+        fleet.add(Replica(id=name, rates=cost.rates(name), state=State.READY))
+    prompt = random.Random(0).randbytes(15_000)
+    some = {f"r{number}": Confirmed(number * 16, number * 64) for number in range(replicas // 2)}
+    policy, rng = PrefixAware(), random.Random(0)
+    rows = []
+    for name, match in (("matched", Match(some, {})), ("all tied", Match({}, {}))):
+        query = RouteQuery(prompt=prompt, match=match)
+
+        def work(query: RouteQuery = query) -> int:
+            for _ in range(500):
+                policy.choose(query, fleet, rng)
+            return 500
+
+        rows.append((f"choose, {name}", f"{best_of(7, work) * 1e6:.1f} µs"))
+
+    def lease() -> int:
+        for _ in range(500):
+            taken = fleet.lease("r0", 100, 128.0, now=0.0)
+            taken.first_byte(now=1.0)
+            taken.release(now=2.0)
+        return 500
+
+    def learn() -> int:
+        for number in range(500):
+            cost.observe_prefill(f"r{number % replicas}", 100 + number, 0.1 + number / 2000)
+        return 500
+
+    rows.append(("lease, first byte, release", f"{best_of(7, lease) * 1e6:.1f} µs"))
+    rows.append(("observe a prefill", f"{best_of(7, learn) * 1e6:.1f} µs"))
+    return rows
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--prompts", type=int, default=9000)
@@ -133,6 +175,10 @@ def main() -> None:
     for replicas in chosen.replicas:
         print(f"\nprefix tree, {replicas} replicas")
         for name, value in bench_tree(prompts, replicas, chosen.blocks):
+            print(f"  {name:<42}{value:>12}")
+    for replicas in (2, 8, 64):
+        print(f"\npolicy prefix_aware, {replicas} replicas")
+        for name, value in bench_choose(replicas):
             print(f"  {name:<42}{value:>12}")
 
 

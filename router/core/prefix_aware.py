@@ -1,9 +1,13 @@
 """The default policy: the replica where the request costs the fewest seconds, to it and to others.
 
     wait      tokens still to prefill there / prefill rate
-    prefill   uncached tokens / prefill rate + overhead
+    prefill   uncached tokens / prefill rate · their weight + overhead
     decode    the answer's steps beside those that run, and how much it slows those down
     room      tokens of others it pushes out of a full cache / prefill rate
+
+An uncached token weighs more than the time it takes: it also delays whoever comes after it and
+takes room from what was cached. Weighed at its bare time, a request that follows its twin would
+gain nothing from waiting for the twin's prefill, and every burst of siblings would scatter.
 
 Replicas within a *near-tie* of the best are as good as the best: the difference is no more than
 prefilling 64 tokens, or half of the prompt. Between them a rendezvous hash of the prompt's first
@@ -29,13 +33,15 @@ _MASK = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixAware:
-    """Cost = wait + prefill + decode + room, in seconds; the smallest wins.
+    """The smallest sum of wait, prefill, decode and room wins.
 
     Attributes:
+        uncached_weight: What a token to compute costs, in times of computing it.
         eviction_weight: What a token pushed out of a full cache costs, in tokens to compute
             again: 1 if all of them will be asked for once more.
     """
 
+    uncached_weight: float = 2.0
     eviction_weight: float = 1.0
 
     def choose(self, query: RouteQuery, view: FleetView, rng: Random) -> Decision:
@@ -51,8 +57,8 @@ class PrefixAware:
                 best, best_s_per_token = one, replica.rates.prefill_s_per_token
         assert best is not None, "candidates are not empty"
         prompt_tokens = len(query.prompt) / query.bytes_per_token
-        tolerance = min(NEAR_TIE_TOKENS, NEAR_TIE_PROMPT_SHARE * prompt_tokens) * best_s_per_token
-        limit = best.cost + tolerance
+        few = min(NEAR_TIE_TOKENS, NEAR_TIE_PROMPT_SHARE * prompt_tokens) * self.uncached_weight
+        limit = best.cost + few * best_s_per_token
         tied = [one for one in terms if one.cost <= limit]
         if len(tied) > 1:
             key = _prompt_key(query.prompt)
@@ -72,7 +78,8 @@ class PrefixAware:
         distrusted = matched * (1.0 - replica.trust)
         running = replica.running + replica.other_running
         wait = (replica.pending_prefill_tokens + replica.other_prefill_tokens) * s_per_token
-        prefill = (uncached + distrusted) * s_per_token + rates.overhead_s
+        computed = (uncached + distrusted) * self.uncached_weight
+        prefill = computed * s_per_token + rates.overhead_s
         # Our steps, one sequence slower than now; and those of the others, who are on average
         # half way through answers like ours.
         decode = output * (

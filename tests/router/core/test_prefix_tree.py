@@ -1,0 +1,183 @@
+"""The prefix tree on examples: the one drawn in its module, and the corners."""
+
+import pytest
+
+from router.core.prefix_tree import MisplacedBlock, PrefixTree, UnknownParent
+
+
+@pytest.fixture
+def drawn() -> PrefixTree:
+    """The running example of the module's docstring."""
+    tree = PrefixTree()
+    tree.store("a", (), [1, 2, 3], None, [b"Hello wo", b"rld, how", b" are you"], 4)
+    tree.store("a", (), [4], 1, [b"man, hi"], 4)
+    tree.store("b", (), [7, 8], None, [b"Hello ", b"world, h"], 4)
+    tree.predict((), b"Hello woman", "b")
+    tree.check()
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("prompt", "confirmed", "predicted"),
+    [
+        pytest.param(b"", {}, {}, id="empty"),
+        pytest.param(b"Good morning", {}, {}, id="nothing-known"),
+        pytest.param(b"Hello w", {"b": (4, 6)}, {"b": 6}, id="within-the-first-edge"),
+        pytest.param(b"Hello wo", {"b": (4, 6)}, {"b": 7}, id="the-last-byte-never-counts"),
+        pytest.param(b"Hello wor", {"a": (4, 8), "b": (4, 6)}, {"b": 8}, id="one-byte-more"),
+        pytest.param(b"Hello world, hot!", {"a": (4, 8), "b": (8, 14)}, {"b": 8}, id="drawn"),
+        pytest.param(
+            b"Hello world, how are you?", {"a": (12, 24), "b": (8, 14)}, {"b": 8}, id="whole"
+        ),
+        pytest.param(
+            b"Hello woman, hi!", {"a": (8, 15), "b": (4, 6)}, {"b": 11}, id="other-branch"
+        ),
+    ],
+)
+def test_the_drawn_tree_matches_as_told(
+    drawn: PrefixTree,
+    prompt: bytes,
+    confirmed: dict[str, tuple[int, int]],
+    predicted: dict[str, int],
+) -> None:
+    assert drawn.match((), prompt) == (confirmed, predicted)
+    assert drawn.nodes == 5
+
+
+def test_namespaces_share_nothing(drawn: PrefixTree) -> None:
+    drawn.store("a", ("tenant",), [10], None, [b"Hello wo"], 4)
+    assert drawn.match(("tenant",), b"Hello world") == ({"a": (4, 8)}, {})
+    assert drawn.match(("other",), b"Hello world") == ({}, {})
+
+
+def test_a_hole_hides_what_is_below_until_it_is_filled(drawn: PrefixTree) -> None:
+    assert drawn.remove("a", [2]) == 1
+    drawn.check()
+    assert drawn.match((), b"Hello world, how are you?").confirmed["a"] == (4, 8)
+    drawn.store("a", (), [2], 1, [b"rld, how"], 4)
+    drawn.check()
+    assert drawn.match((), b"Hello world, how are you?").confirmed["a"] == (12, 24)
+
+
+def test_blocks_below_a_block_that_is_not_held_are_refused(drawn: PrefixTree) -> None:
+    drawn.remove("a", [2])
+    for parent in (2, b"never"):
+        with pytest.raises(UnknownParent, match="replica a"):
+            drawn.store("a", (), [9], parent, [b"text"], 4)
+    with pytest.raises(UnknownParent):
+        drawn.store("b", (), [9], 1, [b"text"], 4)  # hashes mean nothing to another replica
+    drawn.check()
+
+
+@pytest.mark.parametrize(
+    ("namespace", "hashes", "parent", "texts", "size"),
+    [
+        pytest.param((), [2], None, [b"rld, how"], 4, id="another-parent"),
+        pytest.param(("x",), [1], None, [b"Hello wo"], 4, id="another-namespace"),
+        pytest.param((), [2], 1, [b"rld"], 4, id="another-length"),
+        pytest.param((), [2], 1, [b"rld, how"], 8, id="another-size"),
+        pytest.param((), [20, 2], 1, [b"rld", b", how"], 4, id="after-a-new-one"),
+        pytest.param((), [20, 20], 1, [b"rld", b", how"], 4, id="twice-in-one-event"),
+    ],
+)
+def test_one_hash_at_two_places_is_refused_and_changes_nothing(
+    drawn: PrefixTree,
+    namespace: tuple[str, ...],
+    hashes: list[int],
+    parent: int | None,
+    texts: list[bytes],
+    size: int,
+) -> None:
+    before = (drawn.nodes, drawn.bytes_stored, drawn.held_tokens("a"))
+    with pytest.raises(MisplacedBlock):
+        drawn.store("a", namespace, hashes, parent, texts, size)
+    drawn.check()
+    assert (drawn.nodes, drawn.bytes_stored, drawn.held_tokens("a")) == before
+
+
+def test_a_block_stored_twice_must_be_removed_twice(drawn: PrefixTree) -> None:
+    drawn.store("a", (), [1], None, [b"Hello wo"], 4)
+    assert drawn.held_blocks("a") == 5
+    drawn.remove("a", [1])
+    assert drawn.match((), b"Hello world").confirmed["a"] == (4, 8)
+    drawn.remove("a", [1])
+    assert "a" not in drawn.match((), b"Hello world").confirmed
+
+
+def test_blocks_of_empty_text_count_their_tokens() -> None:
+    tree = PrefixTree()
+    tree.store("a", (), [1, 2, 3, 4], None, [b"", b"hi", b"", b" you"], 1)
+    tree.check()
+    assert tree.match((), b"x").confirmed == {"a": (1, 0)}
+    assert tree.match((), b"hi!").confirmed == {"a": (3, 2)}
+    assert tree.match((), b"hi").confirmed == {"a": (1, 0)}
+
+
+def test_of_two_tokenisations_the_one_that_reaches_further_counts() -> None:
+    tree = PrefixTree()
+    tree.store("a", (), [1, 2], None, [b"abcd", b"efgh"], 4)
+    tree.store("a", (), [3, 4], None, [b"abc", b"de"], 4)
+    assert tree.match((), b"abcdef").confirmed == {"a": (8, 5)}
+    assert tree.match((), b"abcdefghi").confirmed == {"a": (8, 8)}
+    tree.remove("a", [3])
+    assert tree.match((), b"abcdef").confirmed == {"a": (4, 4)}
+
+
+def test_dropping_one_of_two_predictions_keeps_the_other() -> None:
+    tree = PrefixTree()
+    one = tree.predict((), b"same prompt", "a")
+    other = tree.predict((), b"same prompt", "a")
+    tree.drop(one)
+    tree.drop(one)
+    assert tree.match((), b"same prompt, longer").predicted == {"a": 11}
+    tree.drop(other)
+    assert tree.nodes == tree.bytes_stored == 0
+
+
+def test_a_prediction_ends_when_the_replica_has_stored_as_much() -> None:
+    tree = PrefixTree()
+    prediction = tree.predict((), b"0123456789", "a")
+    tree.store("b", (), [1, 2], None, [b"0123456", b"789abcd"], 4)
+    assert prediction.live
+    tree.store("a", (), [1], None, [b"0123456"], 4)
+    assert prediction.live
+    tree.store("a", (), [2], 1, [b"789abcd"], 4)
+    assert not prediction.live
+    assert prediction.replica == "a"
+    tree.check()
+
+
+def test_clearing_a_full_cache_takes_it_out_of_matches_at_once_and_of_memory_little_by_little() -> (
+    None
+):
+    tree = PrefixTree()
+    texts = [b"%08d" % number for number in range(5000)]
+    tree.store("a", (), range(5000), None, texts, 16)
+    prediction = tree.predict((), b"00000000", "a")
+    tree.clear("a")
+    assert not prediction.live
+    assert tree.match((), b"".join(texts)) == ({}, {})
+    assert tree.held_blocks("a") == 0
+    assert tree.unswept_blocks > 4000
+    tree.store("a", (), range(3), None, texts[:3], 16)
+    assert tree.match((), b"".join(texts)).confirmed == {"a": (48, 24)}
+    while tree.sweep(100):
+        tree.check()
+    assert tree.bytes_stored == 24
+    tree.forget("a")
+    tree.sweep(100)
+    assert tree.nodes == tree.bytes_stored == 0
+
+
+def test_a_chain_deeper_than_the_stack_is_no_trouble() -> None:
+    tree = PrefixTree()
+    for number in range(5000):
+        parent = number - 1 if number else None
+        tree.store("a", (), [number], parent, [b"%04d" % number], 1)
+        tree.store("b", (), [number], parent, [b"%04d" % number], 1)
+    tree.remove("a", [0])  # all others turn loose
+    tree.remove("b", reversed(range(5000)))
+    assert tree.match((), b"0000" + b"0001").confirmed == {}
+    tree.store("a", (), [0], None, [b"0000"], 1)
+    assert tree.match((), b"".join(b"%04d" % n for n in range(5000))).confirmed["a"][0] == 4999
+    tree.check()
