@@ -72,7 +72,8 @@ async def _render(api: ApiContext, chat: ChatRequest, body_bytes: int) -> str:
     reserved = {"messages", "tools", "add_generation_prompt", "continue_final_message"}
     for name in chat.chat_template_kwargs or {}:
         if name in reserved:
-            raise BadRequest(f"{name} is a field of its own", param=f"chat_template_kwargs.{name}")
+            place = f"chat_template_kwargs.{name}"
+            raise BadRequest(f"{place}: {name} is a field of its own", param=place)
     try:
         if body_bytes <= _INLINE_MESSAGES_BYTES:
             return render()

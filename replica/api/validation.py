@@ -78,9 +78,10 @@ def wish_of_chat(request: ChatRequest, random_seed: Callable[[], int], vocabular
         parts = message.content if isinstance(message.content, list) else []
         for number, part in enumerate(parts):
             if part.type != "text" or part.text is None:
+                place = f"messages[{index}].content[{number}].type"
                 raise BadRequest(
-                    f"only parts of type 'text' are understood, not {part.type!r}",
-                    param=f"messages[{index}].content[{number}].type",
+                    f"{place}: only parts of type 'text' are understood, not {part.type!r}",
+                    param=place,
                 )
     if request.continue_final_message and request.add_generation_prompt:
         raise BadRequest(
@@ -133,7 +134,8 @@ def check_token_ids(token_ids: list[int], vocabulary: int, param: str) -> None:
     for token in token_ids:
         if not 0 <= token < vocabulary:
             raise BadRequest(
-                f"token id {token} is not in the vocabulary of {vocabulary} tokens", param=param
+                f"{param}: token id {token} is not in the vocabulary of {vocabulary} tokens",
+                param=param,
             )
 
 

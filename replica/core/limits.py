@@ -13,7 +13,7 @@ class Refused(Exception):
 
 
 class QueueFull(Refused):
-    """As many sequences wait as may."""
+    """As many sequences run and wait as may."""
 
 
 class NeverFits(Refused):
@@ -27,8 +27,8 @@ class SchedulerLimits:
     Attributes:
         max_batched_tokens: Tokens one step computes at most; at least max_running_sequences.
         max_running_sequences: Sequences that hold blocks at the same time.
-        max_waiting_sequences: Sequences submitted and not yet admitted. Preempted ones wait too,
-            but are never refused.
+        max_waiting_sequences: Sequences taken beyond max_running_sequences; they wait. Preempted
+            ones wait too, and are never refused.
         max_model_len: Tokens a sequence has at most, prompt and generation together.
         prefix_cache: Whether blocks are found again by their content.
     """

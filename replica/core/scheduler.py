@@ -73,7 +73,7 @@ class Scheduler:
             now: Seconds, on the clock that `schedule` is given too.
 
         Raises:
-            QueueFull: max_waiting_sequences wait already.
+            QueueFull: max_waiting_sequences wait beside those that may run.
             NeverFits: its prompt leaves no room for a token, in the context or in the KV cache.
         """
         assert request.sequence_id not in self._sequences, "sequence ids are unique"
@@ -92,8 +92,11 @@ class Scheduler:
                 f"{prompt} prompt tokens and {request.max_tokens} to generate; the whole KV "
                 f"cache holds {capacity}"
             )
-        if len(self._waiting) >= self.limits.max_waiting_sequences:
-            raise QueueFull(f"{len(self._waiting)} sequences are waiting already")
+        # A free place to run counts too: sequences that arrive together are not refused for
+        # waiting until the next step.
+        most = self.limits.max_running_sequences + self.limits.max_waiting_sequences
+        if len(self._sequences) >= most:
+            raise QueueFull(f"{len(self._sequences)} sequences are running or waiting already")
         sequence = Sequence(request=request, arrival=self._arrivals, arrived_s=now)
         sequence.findable = self.limits.prefix_cache
         self._arrivals += 1

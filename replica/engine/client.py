@@ -204,8 +204,8 @@ class EngineClient:
         await self._call(lambda call: ResetPrefixCache(call_id=call), timeout_s)
 
     def shut_down(self) -> None:
-        """Tells the engine to stop; what still runs is dropped."""
-        self._send(Shutdown())
+        """Tells the engine to stop, if it is there; what still runs is dropped."""
+        self._send_anyway(Shutdown())
 
     def end(self, reason: str) -> None:
         """The engine is gone: everybody who waits for it learns so, with `reason`."""
@@ -295,8 +295,10 @@ class EngineClient:
         return self._next_id
 
     def _send(self, message: ToEngine) -> None:
-        if self.ended_because is not None:
-            return
+        if self.ended_because is None:
+            self._send_anyway(message)
+
+    def _send_anyway(self, message: ToEngine) -> None:
         try:
             self._requests.send(encode(message), zmq.NOBLOCK)
         except zmq.Again:

@@ -219,13 +219,16 @@ async def test_a_full_engine_answers_429_with_retry_after(tmp_path: Path) -> Non
     config = make_config(engine={"max_running_sequences": 1, "max_waiting_sequences": 1})
     runner = GatedRunner(config.engine.block_size)
     async with running_api(config, tmp_path, runner) as api:
-        body = {"prompt": "abc\n"}
+        body = {"prompt": "abc\n", "max_tokens": 200, "ignore_eos": True}
         asking = [asyncio.create_task(api.post("/v1/completions", body)) for _ in range(2)]
-        runner.allow(1)
-        await api.until(lambda stats: stats.running == 1 and stats.waiting == 1)
+        async with asyncio.timeout(10):
+            while api.api.client.stats.waiting == 0:  # the engine takes messages between steps
+                api.stats_changed.clear()
+                runner.allow(1)
+                await api.stats_changed.wait()
         async with api.session.post(api.url + "/v1/completions", json=body) as response:
             assert response.status == 429
             assert response.headers["Retry-After"] == "1"
             assert (await response.json())["error"]["code"] == "overloaded"
-        runner.allow(100)
+        runner.allow(400)
         assert [status for status, _ in await asyncio.gather(*asking)] == [200, 200]

@@ -24,7 +24,7 @@ def feed_all(stops: list[str], parts: list[str]) -> tuple[list[str], bool]:
         (["stop"], ["as", "to", "ast"], ["a", "", "stoa", "st"]),
         (["stop"], ["x sto", "p y"], ["x ", ""]),
         (["aab"], ["aa", "ab"], ["", "a"]),
-        (["b", "abc"], ["a", "bc"], ["", "a"]),
+        (["b", "abc"], ["a", "bc"], ["", ""]),
     ],
     ids=["no stops", "held and told", "across pieces", "overlapping itself", "earliest match"],
 )

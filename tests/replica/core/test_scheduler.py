@@ -160,10 +160,10 @@ def test_what_can_never_fit_is_refused_with_both_lengths() -> None:
 
 
 def test_a_full_queue_refuses() -> None:
-    scheduler = make_scheduler(waiting=2)
+    scheduler = make_scheduler(running=1, waiting=1)
     scheduler.submit(request(1, range(5)), 0.0)
     scheduler.submit(request(2, range(5)), 0.0)
-    with pytest.raises(QueueFull, match="2 sequences are waiting"):
+    with pytest.raises(QueueFull, match="2 sequences are running or waiting"):
         scheduler.submit(request(3, range(5)), 0.0)
     scheduler.check()
 

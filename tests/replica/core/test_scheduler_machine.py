@@ -77,7 +77,8 @@ class SchedulerLife(RuleBasedStateMachine):
         try:
             self.scheduler.submit(one, 0.0)
         except QueueFull:
-            assert self.scheduler.num_waiting >= 6
+            taken = self.scheduler.num_waiting + self.scheduler.num_running
+            assert taken == 6 + self.scheduler.limits.max_running_sequences
         except NeverFits:
             capacity = self.scheduler.pool.total_blocks * self.scheduler.pool.block_size
             assert len(prompt) + max_tokens - 1 > min(capacity, 47)
