@@ -195,7 +195,9 @@ class RouterConfig(_Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.models:
             raise ValueError("models must name at least one model")
-        _reject_repeats("models: name", [name for m in self.models for name in (m.name, *m.aliases)])
+        _reject_repeats(
+            "models: name", [name for m in self.models for name in (m.name, *m.aliases)]
+        )
         _reject_repeats("replicas: id", [r.id for model in self.models for r in model.replicas])
 
 

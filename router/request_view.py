@@ -24,6 +24,7 @@ class RequestView(msgspec.Struct, kw_only=True):
     model: str | None = None
     messages: list[dict[str, Any]] | None = None
     prompt: str | list[Any] | None = None
+    stream: bool | None = False
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     cache_salt: str | None = None
@@ -67,6 +68,13 @@ def _view_of_odd_body(body: bytes) -> RequestView:
     if model is not None and not isinstance(model, str):
         raise BadRequest("model must be a string", param="model")
     return RequestView(model=model)
+
+
+def with_model(body: bytes, model: str) -> bytes:
+    """The body asking for `model`: replicas do not know the router's aliases. The rest is kept."""
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return msgspec.json.encode(fields)
 
 
 def prompt_bytes(path: bytes, view: RequestView, assets: PromptAssets | None) -> bytes | None:

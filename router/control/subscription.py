@@ -77,7 +77,7 @@ class KvSubscription:
     ) -> None:
         """
         Args:
-            on_change: Told whenever `status` changes in a way that routing should know.
+            on_change: Told after each batch, and when the replica is or is not synchronised.
         """
         assert replica.kv_events is not None
         self.status = SubscriptionStatus()
@@ -244,3 +244,4 @@ class KvSubscription:
         self.status.seq = seq
         self.status.batches += 1
         self.status.lag_s = max(0.0, time.time() - batch.ts)
+        self._on_change(self.status)

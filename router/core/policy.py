@@ -15,6 +15,7 @@ from router.core.marks import ReplicaId
 from router.core.prefix_tree import Match
 
 EMPTY_MATCH = Match({}, {})
+_NOTHING = (0, 0)
 
 
 class NoReplica(Unavailable):
@@ -65,8 +66,7 @@ class CostTerms(NamedTuple):
     room: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(NamedTuple):
     """The chosen replica, and the terms of all that could have been chosen.
 
     Attributes:
@@ -117,8 +117,8 @@ def candidates(query: RouteQuery, view: FleetView) -> Sequence[Replica]:
 
 def split_prompt(query: RouteQuery, replica: Replica) -> tuple[int, int]:
     """(matched, uncached) tokens of the prompt on one replica, confirmed or predicted."""
-    length, bytes_per_token = len(query.prompt), query.bytes_per_token
-    matched, end = query.match.confirmed.get(replica.id, (0, 0))
+    bytes_per_token = query.bytes_per_token
+    matched, end = query.match.confirmed.get(replica.id, _NOTHING)
     predicted_end = query.match.predicted.get(replica.id, 0)
     if predicted_end > end:
         # Only whole blocks are kept, counted from the start of the prompt.
@@ -127,4 +127,4 @@ def split_prompt(query: RouteQuery, replica: Replica) -> tuple[int, int]:
         if predicted * bytes_per_token > end:
             matched, end = predicted, int(predicted * bytes_per_token)
     # Engines compute the last token of a prompt in any case.
-    return matched, max(1, round((length - end) / bytes_per_token))
+    return matched, int((len(query.prompt) - end) / bytes_per_token + 0.5) or 1

@@ -46,30 +46,15 @@ class PrefixAware:
 
     def choose(self, query: RouteQuery, view: FleetView, rng: Random) -> Decision:
         """The cheapest replica, or the one of the near-ties that the prompt's hash picks."""
-        output = query.expected_output_tokens
-        terms: list[CostTerms] = []
-        best, best_s_per_token = None, 0.0
-        routable = candidates(query, view)
-        for replica in routable:
-            one = self._cost(query, replica, output)
-            terms.append(one)
-            if best is None or one.cost < best.cost:
-                best, best_s_per_token = one, replica.rates.prefill_s_per_token
-        assert best is not None, "candidates are not empty"
+        terms = [self._cost(query, replica) for replica in candidates(query, view)]
+        best = min(terms)
         prompt_tokens = len(query.prompt) / query.bytes_per_token
-        few = min(NEAR_TIE_TOKENS, NEAR_TIE_PROMPT_SHARE * prompt_tokens) * self.uncached_weight
-        limit = best.cost + few * best_s_per_token
+        few = min(NEAR_TIE_TOKENS, NEAR_TIE_PROMPT_SHARE * prompt_tokens)
+        limit = best.cost + few * best.s_per_uncached_token
         tied = [one for one in terms if one.cost <= limit]
         if len(tied) > 1:
-            key = _prompt_key(query.prompt)
-            best = max(tied, key=lambda one: (_mix(key ^ _replica_key(one.replica)), one.replica))
-        return Decision(
-            replica=best.replica,
-            matched_tokens=best.matched_tokens,
-            uncached_tokens=best.uncached_tokens,
-            tied=len(tied),
-            terms=terms,
-        )
+            best = _rendezvous(query.prompt, tied)
+        return Decision(best.replica, best.matched_tokens, best.uncached_tokens, len(tied), terms)
 
     def _cost(self, query: RouteQuery, replica: Replica, output: float) -> CostTerms:
         rates = replica.rates
@@ -92,16 +77,7 @@ class PrefixAware:
             if over > 0:
                 room = min(over, added) * s_per_token * self.eviction_weight
         cost = wait + prefill + decode + room
-        return CostTerms(
-            cost,
-            replica.id,
-            matched,
-            uncached,
-            wait=wait,
-            prefill=prefill,
-            decode=decode,
-            room=room,
-        )
+        return CostTerms(cost, replica.id, matched, uncached, wait, prefill, decode, room)
 
 
 def _prompt_key(prompt: bytes) -> int:

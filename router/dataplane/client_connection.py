@@ -93,8 +93,9 @@ class ClientConnection(asyncio.Protocol):
 
     def answer_error(self, error: ProtocolError, request: Request) -> None:
         headers: list[Header] = [(b"x-request-id", request.request_id)]
-        if error.retry_after_s is not None:
-            headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
+        if error.retry_after_s is not None or error.status in (429, 503):
+            retry_after_s = max(1, round(error.retry_after_s or 0))
+            headers.append((b"retry-after", str(retry_after_s).encode()))
         keep_alive = request.keep_alive and not self._handler.draining
         self.write(
             own_response(

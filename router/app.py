@@ -1,0 +1,172 @@
+"""The router process: puts the parts together, runs them, takes them down in order.
+
+1. Load each model's template and vocabulary.
+2. Start the control tasks: probes, KV-event subscriptions, load reports, the admin port.
+3. Listen. SIGTERM or SIGINT: stop accepting, let running answers finish, then stop the tasks.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import TypeVar
+
+import httpx
+import uvloop
+import zmq.asyncio
+from aiohttp import web
+
+from prompt.assets import PromptAssets, load_prompt_assets, resolve_model_path
+from prompt.errors import ModelFileError
+from protocol.load_report import LoadReport
+from router.config import ModelConfig, ReplicaConfig, RouterConfig
+from router.control.admin import admin_app
+from router.control.load_reports import follow_load_reports
+from router.control.probes import probe
+from router.control.subscription import KvSubscription
+from router.core.policies import UnknownPolicy
+from router.core.states import StateEvent
+from router.dataplane.pool import ReplicaPool
+from router.handler import RouterHandler
+from router.metrics import RouterMetrics
+from router.served_model import ServedModel
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_EXPIRE_INTERVAL_S = 0.1
+
+
+class StartFailed(Exception):
+    """The router cannot start; the message is one clear line."""
+
+
+def run(config: RouterConfig) -> int:
+    """Runs until SIGTERM or SIGINT. Returns the exit code."""
+    try:
+        return uvloop.run(serve(config))
+    except StartFailed as error:
+        print(f"warmroute router: {error}", file=sys.stderr)
+        return 1
+
+
+async def serve(config: RouterConfig) -> int:
+    """Raises StartFailed: a port is taken, or a model's files cannot be read."""
+    metrics = RouterMetrics()
+    models = {}
+    for model in config.models:
+        models[model.name] = await _served_model(model, config, metrics)
+    loop = asyncio.get_running_loop()
+    handler = RouterHandler(config, models, metrics, loop.time())
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    admin = web.AppRunner(admin_app(models, metrics), access_log=None)
+    await admin.setup()
+    try:
+        admin_site = web.TCPSite(admin, config.admin.host, config.admin.port)
+        await _bind(admin_site.start(), config.admin.host, config.admin.port)
+        host, port = config.listen.host, config.listen.port
+        port = await _bind(handler.server.listen(host, port), host, port)
+        log.info("listening on %s:%d, %d models", host, port, len(models))
+        async with httpx.AsyncClient() as http, asyncio.TaskGroup() as tasks:
+            control = tasks.create_task(_control(models, config, http))
+            timeouts = tasks.create_task(handler.server.watch_timeouts())
+            await stop.wait()
+            log.info("draining %d connections", handler.server.connections)
+            handler.draining = True
+            if not await handler.server.drain(config.timeouts.drain_s):
+                log.warning("cut off what still ran after %s s", config.timeouts.drain_s)
+            control.cancel()
+            timeouts.cancel()
+    finally:
+        await admin.cleanup()
+    return 0
+
+
+async def _bind(listening: Awaitable[T], host: str, port: int) -> T:
+    try:
+        return await listening
+    except OSError as error:
+        raise StartFailed(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+
+async def _served_model(
+    model: ModelConfig, config: RouterConfig, metrics: RouterMetrics
+) -> ServedModel:
+    pools = {
+        replica.id: ReplicaPool(
+            *replica.address,
+            max_connections=config.limits.max_connections_per_replica,
+            connect_timeout_s=config.timeouts.connect_s,
+            max_head_bytes=config.limits.max_head_bytes,
+        )
+        for replica in model.replicas
+    }
+    assets: PromptAssets | None = None
+    try:
+        if model.tokenizer is not None:
+            path: Path = resolve_model_path(model.tokenizer)
+            assets = await asyncio.to_thread(load_prompt_assets, path)
+        return ServedModel(model, assets, pools, config.prediction, metrics, Random())
+    except (ModelFileError, UnknownPolicy) as error:
+        raise StartFailed(f"model {model.name}: {error}") from error
+
+
+async def _control(
+    models: dict[str, ServedModel], config: RouterConfig, http: httpx.AsyncClient
+) -> None:
+    """Everything that watches the replicas, for as long as the router runs."""
+    context = zmq.asyncio.Context()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for model in models.values():
+                tasks.create_task(_expire_predictions(model))
+                for replica in model.config.replicas:
+                    _watch(replica, model, config, http, context, tasks)
+    finally:
+        context.destroy(linger=0)
+
+
+def _watch(
+    replica: ReplicaConfig,
+    model: ServedModel,
+    config: RouterConfig,
+    http: httpx.AsyncClient,
+    context: zmq.asyncio.Context,
+    tasks: asyncio.TaskGroup,
+) -> None:
+    tasks.create_task(probe(replica, config.probe, http, partial(_probed, model, replica.id)))
+    if replica.kv_events is not None:
+        subscription = KvSubscription(
+            replica, model.index, context, http, partial(model.events_changed, replica.id)
+        )
+        model.subscriptions[replica.id] = subscription.status
+        tasks.create_task(subscription.run())
+    if replica.load_reports is not None:
+        report = partial(_reported, model, replica.id)
+        tasks.create_task(follow_load_reports(replica.load_reports.endpoint, context, report))
+
+
+def _probed(model: ServedModel, replica: str, failure: str | None) -> None:
+    event = StateEvent.PROBE_OK if failure is None else StateEvent.PROBE_FAILED
+    if failure is not None:
+        log.debug("replica %s: probe: %s", replica, failure)
+    model.apply(replica, event, asyncio.get_running_loop().time())
+
+
+def _reported(model: ServedModel, replica: str, report: LoadReport) -> None:
+    model.load_reports[replica] = report
+
+
+async def _expire_predictions(model: ServedModel) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(_EXPIRE_INTERVAL_S)
+        model.expire(loop.time())

@@ -1,0 +1,161 @@
+"""The operators' port: metrics, and what the router knows of each replica."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from router.core.fleet import Replica
+from router.core.states import State
+from router.metrics import RouterMetrics
+from router.served_model import ServedModel
+
+
+def admin_app(models: Mapping[str, ServedModel], metrics: RouterMetrics) -> web.Application:
+    """GET /metrics, /admin/replicas, /health."""
+    metrics.registry.register(FleetCollector(models))
+
+    async def get_metrics(request: web.Request) -> web.Response:
+        body = generate_latest(metrics.registry)
+        return web.Response(body=body, headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def get_replicas(request: web.Request) -> web.Response:
+        return _json({"models": [_model(model) for model in models.values()]})
+
+    async def get_health(request: web.Request) -> web.Response:
+        return _json({"status": "ok"})
+
+    app = web.Application()
+    app.router.add_get("/metrics", get_metrics)
+    app.router.add_get("/admin/replicas", get_replicas)
+    app.router.add_get("/health", get_health)
+    return app
+
+
+def _model(model: ServedModel) -> dict[str, Any]:
+    decision = model.last_decision
+    return {
+        "name": model.name,
+        "policy": model.config.policy.kind,
+        "replicas": [_replica(model, replica) for replica in model.fleet.replicas],
+        "tree": {"nodes": model.tree.nodes, "bytes": model.tree.bytes_stored},
+        "events_skipped": dict(model.index.skipped),
+        "bytes_per_token": model.cost.bytes_per_token,
+        "last_decision": None
+        if decision is None
+        else {
+            "replica": decision.replica,
+            "matched_tokens": decision.matched_tokens,
+            "uncached_tokens": decision.uncached_tokens,
+            "tied": decision.tied,
+            "terms": [term._asdict() for term in decision.terms],
+        },
+    }
+
+
+def _replica(model: ServedModel, replica: Replica) -> dict[str, Any]:
+    status = model.subscriptions.get(replica.id)
+    url = next(one.url for one in model.config.replicas if one.id == replica.id)
+    return {
+        "id": replica.id,
+        "url": url,
+        "state": replica.state,
+        "since_s": replica.since,
+        "leases": replica.running,
+        "pending_prefill_tokens": replica.pending_prefill_tokens,
+        "cached_tokens": model.tree.held_tokens(replica.id),
+        "capacity_tokens": replica.capacity_tokens,
+        "trust": replica.trust,
+        "prefill_tokens_per_s": replica.rates.prefill_tokens_per_s,
+        "overhead_s": replica.rates.overhead_s,
+        "decode_step_s": replica.rates.decode_base_s + replica.rates.decode_slope_s,
+        "events": None
+        if status is None
+        else {
+            "synced": status.synced,
+            "connected": status.connected,
+            "epoch": status.epoch,
+            "seq": status.seq,
+            "lag_s": status.lag_s,
+            "batches": status.batches,
+            "gaps": status.gaps,
+            "malformed": status.malformed,
+            "resyncs": status.resyncs,
+        },
+        "load_report": model.load_reports.get(replica.id),
+    }
+
+
+def _json(content: Any) -> web.Response:
+    return web.Response(body=msgspec.json.encode(content), content_type="application/json")
+
+
+class FleetCollector:
+    """Reads the fleet's numbers when they are asked for, not when they change."""
+
+    def __init__(self, models: Mapping[str, ServedModel]) -> None:
+        self._models = models
+
+    def collect(self) -> list[Metric]:
+        labels = ["model", "replica"]
+        state = GaugeMetricFamily(
+            "warmroute_replica_state", "1 for the state a replica is in.", labels=[*labels, "state"]
+        )
+        leases = GaugeMetricFamily(
+            "warmroute_replica_leases", "Requests in flight at a replica.", labels=labels
+        )
+        pending = GaugeMetricFamily(
+            "warmroute_replica_pending_prefill_tokens",
+            "Uncached prompt tokens sent to a replica that has not answered them yet.",
+            labels=labels,
+        )
+        cached = GaugeMetricFamily(
+            "warmroute_replica_cached_tokens", "Tokens a replica says it holds.", labels=labels
+        )
+        lag = GaugeMetricFamily(
+            "warmroute_kv_event_lag_seconds",
+            "Age of the last event batch when it was applied.",
+            labels=labels,
+        )
+        synced = GaugeMetricFamily(
+            "warmroute_kv_events_synced", "Whether a replica's events are followed.", labels=labels
+        )
+        gaps = CounterMetricFamily(
+            "warmroute_kv_event_gaps", "Gaps seen in a replica's events.", labels=labels
+        )
+        malformed = CounterMetricFamily(
+            "warmroute_kv_events_malformed", "Event messages that made no sense.", labels=labels
+        )
+        skipped = CounterMetricFamily(
+            "warmroute_kv_blocks_skipped",
+            "Blocks in events that were not indexed, by reason.",
+            labels=["model", "reason"],
+        )
+        tree_bytes = GaugeMetricFamily(
+            "warmroute_prefix_tree_bytes", "Prompt text held in a prefix tree.", labels=["model"]
+        )
+        for model in self._models.values():
+            tree_bytes.add_metric([model.name], model.tree.bytes_stored)
+            for reason, count in model.index.skipped.items():
+                skipped.add_metric([model.name, reason], count)
+            for replica in model.fleet.replicas:
+                key = [model.name, replica.id]
+                for one in State:
+                    state.add_metric([*key, one], float(replica.state is one))
+                leases.add_metric(key, replica.running)
+                pending.add_metric(key, replica.pending_prefill_tokens)
+                cached.add_metric(key, model.tree.held_tokens(replica.id))
+                status = model.subscriptions.get(replica.id)
+                if status is None:
+                    continue
+                synced.add_metric(key, float(status.synced))
+                gaps.add_metric(key, status.gaps)
+                malformed.add_metric(key, status.malformed)
+                if status.lag_s is not None:
+                    lag.add_metric(key, status.lag_s)
+        return [
+            state, leases, pending, cached, lag, synced, gaps, malformed, skipped, tree_bytes,
+        ]  # fmt: skip

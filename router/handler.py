@@ -1,0 +1,224 @@
+"""Between data plane and models: answers what the router answers itself, routes the rest.
+
+Also the canonical log line: one per request, when it is over.
+"""
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+
+import msgspec
+
+from protocol.errors import (
+    BadRequest,
+    MethodNotAllowed,
+    Overloaded,
+    PathNotFound,
+    ProtocolError,
+    Unavailable,
+)
+from protocol.openai import ModelCard, ModelList
+from router.config import RouterConfig
+from router.core.marks import ReplicaId
+from router.core.retry_budget import RetryBudget
+from router.dataplane.client_connection import ClientConnection, OwnAnswer
+from router.dataplane.exchange import Exchange
+from router.dataplane.http1 import Request
+from router.dataplane.server import Server
+from router.metrics import RouterMetrics
+from router.model_names import ModelNames
+from router.request_view import (
+    CHAT_PATHS,
+    COMPLETION_PATHS,
+    RequestView,
+    prompt_bytes,
+    view_of,
+    with_model,
+)
+from router.served_model import ReplicaAssignment, ServedModel
+
+log = logging.getLogger("router.requests")
+
+_PASSED_ON = frozenset({b"/tokenize", b"/detokenize"})
+_NO_MODEL = "-"
+
+
+class RouterHandler:
+    """What every client connection of one process shares."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        models: Mapping[str, ServedModel],
+        metrics: RouterMetrics,
+        now: float,
+    ) -> None:
+        self.limits = config.limits
+        self.timeouts = config.timeouts
+        self.draining = False
+        self.models = models
+        self.metrics = metrics
+        self.in_flight = 0
+        self.retry_budget = RetryBudget(
+            ratio=config.retry.budget_ratio, min_per_s=config.retry.budget_min_per_s, now=now
+        )
+        self.max_attempts = config.retry.max_attempts
+        self.server = Server(self, config.limits.max_connections)
+        self._log_requests = config.log_requests
+        self._names = ModelNames(config.models)
+        self._created = int(time.time())
+        self._id_prefix = secrets.token_hex(6)
+        self._id_numbers = itertools.count()
+        self._clock = asyncio.get_running_loop().time
+
+    # Handler, for the client connections
+
+    def open(self, request: Request) -> "RoutedRequest | OwnAnswer":
+        path = request.path
+        if path in (b"/health", b"/ready") or path.startswith(b"/v1/models"):
+            return self._own_answer(path, request)
+        if not path.startswith(b"/v1/") and path not in _PASSED_ON:
+            raise PathNotFound(f"no such path: {path.decode(errors='replace')}")
+        if path in CHAT_PATHS | COMPLETION_PATHS and request.method not in (b"POST", b"OPTIONS"):
+            raise MethodNotAllowed(f"use POST for {path.decode()}")
+        if self.draining:
+            raise Unavailable("the router is shutting down", retry_after_s=1)
+        if self.in_flight >= self.limits.max_requests:
+            raise Overloaded(f"{self.in_flight} requests are in flight", retry_after_s=1)
+        view = _view(path, request)
+        model = self.models[self._names.resolve(view.model)]
+        if view.model and view.model != model.name:
+            request.body = with_model(request.body, model.name)
+        prompt = prompt_bytes(path, view, model.assets)
+        return RoutedRequest(self, model, view, prompt)
+
+    def new_request_id(self) -> bytes:
+        return f"{self._id_prefix}-{next(self._id_numbers):x}".encode()
+
+    def connection_opened(self, connection: ClientConnection) -> None:
+        self.server.opened(connection)
+
+    def connection_closed(self, connection: ClientConnection) -> None:
+        self.server.closed(connection)
+
+    def refused(self, request: Request, error: ProtocolError) -> None:
+        self.metrics.requests.labels(_NO_MODEL, _NO_MODEL, str(error.status)).inc()
+        if self._log_requests:
+            log.info(
+                'request_id=%s target=%s status=%d error="%s"',
+                _text(request.request_id), _text(request.target), error.status, error.message,
+            )  # fmt: skip
+
+    # For routed requests
+
+    def finished(self, routed: "RoutedRequest", exchange: Exchange, now: float) -> None:
+        request = exchange.request
+        model, replica = routed.model.name, exchange.replica_id or _NO_MODEL
+        self.metrics.requests.labels(model, replica, str(exchange.status)).inc()
+        self.metrics.request_seconds.labels(model).observe(now - request.started_at)
+        first_byte_s = None
+        if exchange.first_byte_at is not None:
+            first_byte_s = exchange.first_byte_at - request.started_at
+            self.metrics.first_byte_seconds.labels(model).observe(first_byte_s)
+        if not self._log_requests:
+            return
+        usage = exchange.usage
+        log.info(
+            "request_id=%s target=%s model=%s replica=%s status=%d attempts=%d ttfb_s=%s "
+            "total_s=%.4f prompt_tokens=%s matched_tokens=%d cached_tokens=%s "
+            "completion_tokens=%s%s",
+            _text(request.request_id), _text(request.target), model, replica, exchange.status,
+            exchange.attempts, "-" if first_byte_s is None else f"{first_byte_s:.4f}",
+            now - request.started_at, _or_dash(usage.prompt_tokens), exchange.matched_tokens,
+            _or_dash(usage.cached_tokens), _or_dash(usage.completion_tokens),
+            f' error="{exchange.failure}"' if exchange.failure else "",
+        )  # fmt: skip
+
+    # inside
+
+    def _own_answer(self, path: bytes, request: Request) -> OwnAnswer:
+        if request.method not in (b"GET", b"HEAD"):
+            raise MethodNotAllowed(f"use GET for {path.decode()}")
+        if path == b"/health":
+            return OwnAnswer(200, b'{"status":"ok"}')
+        if path == b"/ready":
+            if self.draining:
+                raise Unavailable("the router is shutting down", retry_after_s=1)
+            for model in self.models.values():
+                if not model.fleet.routable:
+                    raise Unavailable(f"no replica of {model.name} is ready", retry_after_s=1)
+            return OwnAnswer(200, b'{"status":"ready"}')
+        if path == b"/v1/models":
+            cards = [self._card(name) for name in self._names.listed]
+            return OwnAnswer(200, msgspec.json.encode(ModelList(data=cards)))
+        name = path.removeprefix(b"/v1/models/").decode(errors="replace")
+        self._names.resolve(name)
+        return OwnAnswer(200, msgspec.json.encode(self._card(name)))
+
+    def _card(self, name: str) -> ModelCard:
+        root = self._names.resolve(name)
+        return ModelCard(id=name, created=self._created, root=root if root != name else None)
+
+
+class RoutedRequest:
+    """A request whose model is known: the data plane's `Route`."""
+
+    def __init__(
+        self, handler: RouterHandler, model: ServedModel, view: RequestView, prompt: bytes | None
+    ) -> None:
+        self.model = model
+        self._handler = handler
+        self._view = view
+        self._prompt = prompt
+        self._tried: set[ReplicaId] = set()
+        handler.in_flight += 1
+
+    def assign(self, now: float) -> ReplicaAssignment:
+        budget = self._handler.retry_budget
+        if self._tried:
+            budget.retry(now)
+        else:
+            budget.request(now)
+        assignment = self.model.assign(
+            self._prompt,
+            self._view.namespace,
+            output_tokens_max=self._view.expected_output_tokens,
+            streaming=bool(self._view.stream),
+            excluded=self._tried,
+            now=now,
+        )
+        self._tried.add(assignment.replica_id)
+        return assignment
+
+    def may_retry(self, now: float) -> bool:
+        handler = self._handler
+        return (
+            len(self._tried) < handler.max_attempts
+            and self.model.can_retry(self._tried)
+            and handler.retry_budget.affords_retry(now)
+        )
+
+    def finished(self, exchange: Exchange, now: float) -> None:
+        self._handler.in_flight -= 1
+        self._handler.finished(self, exchange, now)
+
+
+def _view(path: bytes, request: Request) -> RequestView:
+    """What can be read of the body; bodies of paths we do not know need not be JSON."""
+    if path in CHAT_PATHS | COMPLETION_PATHS and request.method == b"POST":
+        return view_of(request.body)
+    try:
+        return view_of(request.body) if request.body else RequestView()
+    except BadRequest:
+        return RequestView()
+
+
+def _text(value: bytes) -> str:
+    return value.decode("ascii", errors="backslashreplace")
+
+
+def _or_dash(value: int | None) -> int | str:
+    return "-" if value is None else value
