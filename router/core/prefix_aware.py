@@ -15,6 +15,7 @@ bytes decides, so that a short system prompt which everybody shares does not dra
 one replica, while equal prompts still meet; a prompt of which more than half is cached is no tie.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -46,30 +47,30 @@ class PrefixAware:
 
     def choose(self, query: RouteQuery, view: FleetView, rng: Random) -> Decision:
         """The cheapest replica, or the one of the near-ties that the prompt's hash picks."""
-        terms = [self._cost(query, replica) for replica in candidates(query, view)]
+        routable = candidates(query, view)
+        terms = [self._cost(query, replica) for replica in routable]
         best = min(terms)
+        s_per_token = routable[terms.index(best)].rates.prefill_s_per_token
         prompt_tokens = len(query.prompt) / query.bytes_per_token
-        few = min(NEAR_TIE_TOKENS, NEAR_TIE_PROMPT_SHARE * prompt_tokens)
-        limit = best.cost + few * best.s_per_uncached_token
+        few = min(NEAR_TIE_TOKENS, NEAR_TIE_PROMPT_SHARE * prompt_tokens) * self.uncached_weight
+        limit = best.cost + few * s_per_token
         tied = [one for one in terms if one.cost <= limit]
         if len(tied) > 1:
             best = _rendezvous(query.prompt, tied)
         return Decision(best.replica, best.matched_tokens, best.uncached_tokens, len(tied), terms)
 
-    def _cost(self, query: RouteQuery, replica: Replica, output: float) -> CostTerms:
+    def _cost(self, query: RouteQuery, replica: Replica) -> CostTerms:
         rates = replica.rates
         s_per_token = rates.prefill_s_per_token
+        output = query.expected_output_tokens
         matched, uncached = split_prompt(query, replica)
-        distrusted = matched * (1.0 - replica.trust)
         running = replica.running + replica.other_running
         wait = (replica.pending_prefill_tokens + replica.other_prefill_tokens) * s_per_token
-        computed = (uncached + distrusted) * self.uncached_weight
-        prefill = computed * s_per_token + rates.overhead_s
+        computed = uncached + matched * (1.0 - replica.trust)
+        prefill = computed * self.uncached_weight * s_per_token + rates.overhead_s
         # Our steps, one sequence slower than now; and those of the others, who are on average
         # half way through answers like ours.
-        decode = output * (
-            rates.decode_base_s + rates.decode_slope_s * (running + 1 + 0.5 * running)
-        )
+        decode = output * (rates.decode_base_s + rates.decode_slope_s * (1.5 * running + 1.0))
         room = 0.0
         if replica.capacity_tokens is not None:
             added = uncached + output
@@ -80,8 +81,14 @@ class PrefixAware:
         return CostTerms(cost, replica.id, matched, uncached, wait, prefill, decode, room)
 
 
-def _prompt_key(prompt: bytes) -> int:
-    return int.from_bytes(blake2b(prompt[:RENDEZVOUS_BYTES], digest_size=8).digest(), "big")
+def _rendezvous(prompt: bytes, tied: Sequence[CostTerms]) -> CostTerms:
+    """The one whose key, mixed with the prompt's, is highest: stable when others come and go.
+
+    Source: Thaler & Ravishankar 1998, "Using name-based mappings to increase hit rates".
+    """
+    digest = blake2b(prompt[:RENDEZVOUS_BYTES], digest_size=8).digest()
+    key = int.from_bytes(digest, "big")
+    return max(tied, key=lambda one: _mix(key ^ _replica_key(one.replica)))
 
 
 @lru_cache(maxsize=4096)
