@@ -22,7 +22,7 @@ from router.core.marks import Namespace, Prediction, ReplicaId
 from router.core.policies import make_policy
 from router.core.policy import Decision, RouteQuery
 from router.core.prefix_tree import PrefixTree
-from router.core.states import StateEvent
+from router.core.states import State, StateEvent
 from router.dataplane.answer_scan import AnswerUsage
 from router.dataplane.exchange import Outcome
 from router.dataplane.pool import ReplicaPool
@@ -136,7 +136,9 @@ class ServedModel:
         """Something was learned of a replica's health."""
         transition = self.fleet.apply(replica, event, now)
         if transition is not None:
-            log.warning(
+            worse = transition.after in (State.SUSPECT, State.EJECTED)
+            log.log(
+                logging.WARNING if worse else logging.INFO,
                 "replica %s: %s -> %s (%s)",
                 replica, transition.before, transition.after, transition.event,
             )  # fmt: skip

@@ -1,5 +1,6 @@
 """The operators' port: metrics, and what the router knows of each replica."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,12 +59,13 @@ def _model(model: ServedModel) -> dict[str, Any]:
 
 def _replica(model: ServedModel, replica: Replica) -> dict[str, Any]:
     status = model.subscriptions.get(replica.id)
+    report = model.load_reports.get(replica.id)
     url = next(one.url for one in model.config.replicas if one.id == replica.id)
     return {
         "id": replica.id,
         "url": url,
         "state": replica.state,
-        "since_s": replica.since,
+        "state_age_s": asyncio.get_running_loop().time() - replica.since,
         "leases": replica.running,
         "pending_prefill_tokens": replica.pending_prefill_tokens,
         "cached_tokens": model.tree.held_tokens(replica.id),
@@ -85,7 +87,7 @@ def _replica(model: ServedModel, replica: Replica) -> dict[str, Any]:
             "malformed": status.malformed,
             "resyncs": status.resyncs,
         },
-        "load_report": model.load_reports.get(replica.id),
+        "load_report": None if report is None else msgspec.structs.asdict(report),
     }
 
 

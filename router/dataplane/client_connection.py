@@ -12,7 +12,7 @@ Sources: RFC 9112 §3.2 (Host), §6.3 (framing), §9.3.2 (pipelining); RFC 9110 
 
 import asyncio
 from collections import deque
-from typing import Protocol
+from typing import Protocol, cast
 
 import httptools
 
@@ -146,8 +146,7 @@ class ClientConnection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
         self._handler.connection_opened(self)
         self._set_deadline()
 
