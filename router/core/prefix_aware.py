@@ -1,13 +1,14 @@
 """The default policy: the replica where the request costs the fewest seconds, to it and to others.
 
     wait      tokens still to prefill there / prefill rate
-    prefill   uncached tokens / prefill rate · their weight + overhead
+    prefill   uncached tokens / prefill rate + overhead
     decode    the answer's steps beside those that run, and how much it slows those down
-    room      tokens of others it pushes out of a full cache / prefill rate
+    room      what its uncached tokens cost others: a share of their prefill time again, and that
+              of the tokens they push out of a full cache
 
-An uncached token weighs more than the time it takes: it also delays whoever comes after it and
-takes room from what was cached. Weighed at its bare time, a request that follows its twin would
-gain nothing from waiting for the twin's prefill, and every burst of siblings would scatter.
+Wait and prefill are the seconds we expect to the first token; the others weigh. Without the share
+in `room`, a request that follows its twin would gain nothing from waiting for the twin's prefill,
+and every burst of siblings would scatter.
 
 Replicas within a *near-tie* of the best are as good as the best: the difference is no more than
 prefilling 64 tokens, or half of the prompt. Between them a rendezvous hash of the prompt's first
@@ -37,7 +38,8 @@ class PrefixAware:
     """The smallest sum of wait, prefill, decode and room wins.
 
     Attributes:
-        uncached_weight: What a token to compute costs, in times of computing it.
+        uncached_weight: What a token to compute costs all together, in times of computing it; at
+            least 1.
         eviction_weight: What a token pushed out of a full cache costs, in tokens to compute
             again: 1 if all of them will be asked for once more.
     """
@@ -67,16 +69,16 @@ class PrefixAware:
         running = replica.running + replica.other_running
         wait = (replica.pending_prefill_tokens + replica.other_prefill_tokens) * s_per_token
         computed = uncached + matched * (1.0 - replica.trust)
-        prefill = computed * self.uncached_weight * s_per_token + rates.overhead_s
+        prefill = computed * s_per_token + rates.overhead_s
         # Our steps, one sequence slower than now; and those of the others, who are on average
         # half way through answers like ours.
         decode = output * (rates.decode_base_s + rates.decode_slope_s * (1.5 * running + 1.0))
-        room = 0.0
+        room = computed * (self.uncached_weight - 1.0) * s_per_token
         if replica.capacity_tokens is not None:
             added = uncached + output
             over = replica.held_tokens + added - replica.capacity_tokens
             if over > 0:
-                room = min(over, added) * s_per_token * self.eviction_weight
+                room += min(over, added) * s_per_token * self.eviction_weight
         cost = wait + prefill + decode + room
         return CostTerms(cost, replica.id, matched, uncached, wait, prefill, decode, room)
 

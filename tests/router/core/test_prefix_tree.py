@@ -1,5 +1,7 @@
 """The prefix tree on examples: the one drawn in its module, and the corners."""
 
+import gc
+
 import pytest
 
 from router.core.prefix_tree import MisplacedBlock, PrefixTree, UnknownParent
@@ -181,3 +183,23 @@ def test_a_chain_deeper_than_the_stack_is_no_trouble() -> None:
     tree.store("a", (), [0], None, [b"0000"], 1)
     assert tree.match((), b"".join(b"%04d" % n for n in range(5000))).confirmed["a"][0] == 4999
     tree.check()
+
+
+def test_what_is_removed_is_freed_without_the_garbage_collector() -> None:
+    tree = PrefixTree()
+    gc.collect()
+    gc.disable()
+    try:
+        for round in range(3):
+            for name in "ab":
+                tree.store(name, (), [1, 2, 3], None, [b"one", b"two", b"three"], 4)
+                tree.store(name, (), [4, 5], 2, [b"four", b"%d" % round], 4)
+                tree.drop(tree.predict((), b"onetwot", name))
+                tree.predict((), b"onetwofo", name)
+            tree.remove("a", [1, 5, 4, 3, 2])
+            tree.clear("b")
+            tree.clear("a")
+        assert tree.nodes == 0
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
