@@ -12,6 +12,7 @@ loaded (exit code 1, one line says why).
 
 import asyncio
 import logging
+import os
 import secrets
 import signal
 import sys
@@ -33,7 +34,6 @@ from replica.engine.child import ENGINE_COMMAND, EngineChild, describe_exit
 from replica.engine.client import EngineClient
 from replica.engine.process import EngineStart
 from replica.metrics import ReplicaMetrics
-from replica.tokenizer import Tokenizer
 
 LoadText = Callable[[ReplicaConfig], ServedModel]
 
@@ -121,7 +121,8 @@ class Replica:
         try:
             await site.start()
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
+            # asyncio's own text repeats the address; a failed look-up has no errno of the system.
+            reason = os.strerror(error.errno) if (error.errno or 0) > 0 else str(error)
             raise CannotRun(f"listen: cannot bind {listen.host}:{listen.port}: {reason}") from error
         host, port = self._runner.addresses[0][:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -167,7 +168,10 @@ class Replica:
         """Every request answered or aborted, every process and socket gone."""
         await self._runner.cleanup()
         if self._child is not None:
-            self._client.shut_down()
+            if self._client.is_ready:
+                self._client.shut_down()
+            else:
+                self._child.terminate()  # it reads no messages while it loads
             await self._child.stop(_ENGINE_STOP_TIMEOUT_S)
         self._client.close()
 
@@ -213,6 +217,9 @@ def load_served_text(config: ReplicaConfig) -> ServedModel:
         PromptError, OSError, ValueError: its files are missing or wrong; one line says how.
     """
     path = resolve_model_path(config.model.path)
+    # Imported here: it takes seconds, and the port should answer before.
+    from replica.tokenizer import Tokenizer
+
     return ServedModel(
         tokenizer=Tokenizer.load(path),
         chat_template=load_prompt_assets(path).chat_template,

@@ -62,6 +62,11 @@ class EngineChild:
             print(text, file=sys.stderr, flush=True)
         return await self._process.wait()
 
+    def terminate(self) -> None:
+        """Ends it without asking, if it still runs."""
+        if self._process.returncode is None:
+            self._process.terminate()
+
     async def stop(self, timeout_s: float) -> None:
         """Waits until it has ended; after `timeout_s` it is killed."""
         try:

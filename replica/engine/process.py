@@ -29,6 +29,8 @@ from replica.engine.publisher import EventPublisher, LoadPublisher
 
 EXIT_PARENT_DIED = 3
 
+_STDIN = 0
+
 Progress = Callable[[float], None]
 BuildRunner = Callable[[ReplicaConfig, Progress], Runner]
 """Loads the model; calls its second argument with the fraction done, in [0, 1]. Raises OSError or
@@ -58,7 +60,7 @@ def main(build_runner: BuildRunner) -> int:
     # Ctrl-C reaches every process of the terminal; when to stop is the API process's decision.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(stream=sys.stderr, format="engine: %(levelname)s %(message)s")
-    start = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineStart)
+    start = msgspec.json.decode(_read_line(_STDIN), type=EngineStart)
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
@@ -128,8 +130,16 @@ def build_scheduler(config: ReplicaConfig) -> Scheduler:
     return Scheduler(limits=limits, pool=BlockPool(engine.kv_cache_blocks, engine.block_size))
 
 
+def _read_line(descriptor: int) -> bytes:
+    # Not sys.stdin: a thread that waits in its buffer's lock makes the interpreter's end fatal.
+    line = b""
+    while not line.endswith(b"\n") and (more := os.read(descriptor, 1 << 16)):
+        line += more
+    return line
+
+
 def _end_with_parent() -> None:
-    while sys.stdin.buffer.read(4096):
+    while os.read(_STDIN, 4096):
         pass
     os._exit(EXIT_PARENT_DIED)  # the main thread may be anywhere, loading or computing
 

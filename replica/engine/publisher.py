@@ -184,5 +184,6 @@ def bind(
         socket.bind(endpoint)
     except zmq.ZMQError as error:
         socket.close(linger=0)
-        raise OSError(f"{field}: cannot bind {endpoint}: {error.strerror}") from error
+        reason = zmq.strerror(error.errno or 0)
+        raise OSError(f"{field}: cannot bind {endpoint}: {reason}") from error
     return socket
