@@ -1,0 +1,184 @@
+"""The reference operations against plain float64 loops, over odd shapes and poisoned caches."""
+
+import math
+from random import Random
+
+import pytest
+import torch
+
+from kernels import torch_ops as ops
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+# (heads, kv_heads, head_dim)
+HEADS = pytest.mark.parametrize("heads", [(4, 4, 8), (9, 3, 64), (8, 1, 16)], ids=str)
+BLOCK_SIZE = 16
+LENGTHS = [1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 100, 333]
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_seed() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal within the tolerance of `actual`'s dtype."""
+    tolerance = TOLERANCE[actual.dtype]
+    assert not actual.isnan().any()
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=tolerance, atol=tolerance)
+
+
+class PagedSequences:
+    """Random keys and values in scattered blocks of a cache that is NaN everywhere else."""
+
+    def __init__(
+        self, lengths: list[int], kv_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> None:
+        used = [-(-length // BLOCK_SIZE) for length in lengths]
+        blocks = list(range(sum(used) + 3))
+        Random(0).shuffle(blocks)
+        unused = blocks.pop()
+        self.lengths = lengths
+        self.cache = torch.full(
+            (2, len(blocks) + 1, BLOCK_SIZE, kv_heads, head_dim), torch.nan, dtype=dtype
+        )
+        self.tables = torch.full((len(lengths), max(used) + 1), unused, dtype=torch.int32)
+        self.keys_values = []
+        for row, length in enumerate(lengths):
+            mine = [blocks.pop() for _ in range(used[row])]
+            self.tables[row, : used[row]] = torch.tensor(mine)
+            keys_values = torch.randn(2, length, kv_heads, head_dim).to(dtype)
+            for position in range(length):
+                block, slot = mine[position // BLOCK_SIZE], position % BLOCK_SIZE
+                self.cache[:, block, slot] = keys_values[:, position]
+            self.keys_values.append(keys_values.double())
+
+    def attend(self, row: int, query: torch.Tensor, visible: int, scale: float) -> torch.Tensor:
+        """One query [heads, head_dim] to the first `visible` tokens of a sequence, in float64."""
+        keys, values = self.keys_values[row][:, :visible]
+        per_kv_head = query.shape[0] // keys.shape[1]
+        heads = []
+        for head, vector in enumerate(query.double()):
+            scores = keys[:, head // per_kv_head] @ vector * scale
+            heads.append(scores.softmax(0) @ values[:, head // per_kv_head])
+        return torch.stack(heads)
+
+
+@DTYPES
+@HEADS
+@pytest.mark.parametrize(
+    "lengths",
+    [[1], [333], [40, 40, 40], LENGTHS, [300, 2, 1, 299, 17, 1100, 16, 1101]],
+    ids=["one token", "one sequence", "equal", "odd", "many groups"],
+)
+def test_decode_attention_equals_the_loop(
+    dtype: torch.dtype, heads: tuple[int, int, int], lengths: list[int]
+) -> None:
+    query_heads, kv_heads, head_dim = heads
+    paged = PagedSequences(lengths, kv_heads, head_dim, dtype)
+    query = torch.randn(len(lengths), query_heads, head_dim).to(dtype)
+    scale = head_dim**-0.5
+    actual = ops.paged_attention_decode(
+        query, paged.cache, paged.tables, torch.tensor(lengths, dtype=torch.int32), scale
+    )
+    rows = [paged.attend(row, query[row], length, scale) for row, length in enumerate(lengths)]
+    close(actual, torch.stack(rows))
+
+
+@DTYPES
+@HEADS
+@pytest.mark.parametrize(
+    "runs",
+    [[(1, 1)], [(17, 17)], [(2, 33)], [(5, 5), (16, 48), (31, 100), (1, 64), (100, 333)]],
+    ids=["one token", "no prefix", "after a prefix", "ragged"],
+)
+def test_prefill_attention_equals_the_loop(
+    dtype: torch.dtype, heads: tuple[int, int, int], runs: list[tuple[int, int]]
+) -> None:
+    query_heads, kv_heads, head_dim = heads
+    lengths = [length for _, length in runs]
+    paged = PagedSequences(lengths, kv_heads, head_dim, dtype)
+    news = [new for new, _ in runs]
+    query = torch.randn(sum(news), query_heads, head_dim).to(dtype)
+    offsets = torch.tensor([0, *torch.tensor(news).cumsum(0)], dtype=torch.int32)
+    scale = head_dim**-0.5
+    actual = ops.paged_attention_prefill(
+        query, paged.cache, paged.tables, offsets, torch.tensor(lengths, dtype=torch.int32), scale
+    )
+    expected = [
+        paged.attend(row, query[int(offsets[row]) + index], length - new + index + 1, scale)
+        for row, (new, length) in enumerate(runs)
+        for index in range(new)
+    ]
+    close(actual, torch.stack(expected))
+
+
+def test_decode_attention_does_not_depend_on_the_batch() -> None:
+    paged = PagedSequences(LENGTHS, 3, 64, torch.float32)
+    query = torch.randn(len(LENGTHS), 9, 64)
+    lengths = torch.tensor(LENGTHS, dtype=torch.int32)
+    together = ops.paged_attention_decode(query, paged.cache, paged.tables, lengths, 0.125)
+    for row in range(len(LENGTHS)):
+        one = slice(row, row + 1)
+        alone = ops.paged_attention_decode(
+            query[one], paged.cache, paged.tables[one], lengths[one], 0.125
+        )
+        torch.testing.assert_close(alone, together[one], rtol=1e-5, atol=1e-6)
+
+
+@DTYPES
+@HEADS
+@pytest.mark.parametrize("tokens", [1, 37])
+def test_rope_rotates_pairs_and_writes_only_its_slots(
+    dtype: torch.dtype, heads: tuple[int, int, int], tokens: int
+) -> None:
+    query_heads, kv_heads, head_dim = heads
+    half = head_dim // 2
+    qkv = torch.randn(tokens, query_heads + 2 * kv_heads, head_dim).to(dtype)
+    angles = torch.rand(tokens, half) * 100
+    cache = torch.full((2, 7, BLOCK_SIZE, kv_heads, head_dim), torch.nan, dtype=dtype)
+    slots = torch.randperm(7 * BLOCK_SIZE)[:tokens]
+
+    expected = qkv.double()
+    for token in range(tokens):
+        for head in range(query_heads + kv_heads):
+            for i in range(half):
+                x, y = qkv[token, head, i].item(), qkv[token, head, i + half].item()
+                angle = angles[token, i].item()
+                expected[token, head, i] = x * math.cos(angle) - y * math.sin(angle)
+                expected[token, head, i + half] = y * math.cos(angle) + x * math.sin(angle)
+
+    query = ops.rope_and_cache_write(qkv.clone(), angles.cos(), angles.sin(), cache, slots)
+    close(query, expected[:, :query_heads])
+    flat = cache.view(2, -1, kv_heads, head_dim)
+    close(flat[0, slots], expected[:, query_heads : query_heads + kv_heads])
+    assert torch.equal(flat[1, slots], qkv[:, query_heads + kv_heads :])
+    untouched = torch.ones(7 * BLOCK_SIZE, dtype=torch.bool)
+    untouched[slots] = False
+    assert flat[:, untouched].isnan().all()
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(1, 1), (1, 576), (33, 577)], ids=str)
+def test_rms_norm_equals_its_formula(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    x, residual = (torch.randn(shape).to(dtype) * 3 for _ in range(2))
+    weight = torch.randn(shape[1]).to(dtype)
+
+    def formula(value: torch.Tensor) -> torch.Tensor:
+        wide = value.double()
+        return wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+
+    close(ops.rms_norm(x, weight, 1e-5), formula(x))
+    total = x + residual
+    normed, summed = ops.add_rms_norm(x, residual.clone(), weight, 1e-5)
+    assert torch.equal(summed, total)
+    close(normed, formula(total))
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(1, 2), (1, 3072), (33, 30)], ids=str)
+def test_silu_mul_equals_its_formula(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    gate_up = (torch.randn(shape) * 4).to(dtype)
+    gate, up = gate_up.double().chunk(2, dim=1)
+    close(ops.silu_mul(gate_up), gate / (1 + (-gate).exp()) * up)

@@ -1,0 +1,232 @@
+"""A model's files are read whole or refused with one line that names what is wrong."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from prompt.errors import ModelFileError
+from replica.models.dtype import resolve_dtype
+from replica.models.errors import UnsupportedModel, WrongTensor
+from replica.runner import ModelRunner
+from replica.weights.gguf_file import GgufFile
+from replica.weights.load import load_model, open_source
+from tests.support.tiny_models import TINY_MODELS, Driver, save_tiny_llama
+
+SHAPE = TINY_MODELS["grouped-query, untied"]
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    save_tiny_llama(tmp_path, **SHAPE)
+    return tmp_path
+
+
+def load(path: Path) -> ModelRunner:
+    return ModelRunner.load(path, dtype="float32", num_blocks=20)
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def edit_tensors(directory: Path, edit: Callable[[Tensors], object]) -> None:
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    edit(tensors)
+    save_file(tensors, file)
+
+
+def edit_config(directory: Path, change: dict[str, Any]) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+
+K_PROJ = "model.layers.1.self_attn.k_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.pop(K_PROJ), rf"{K_PROJ} \[16, 64\] is missing"),
+        (
+            lambda t: t.update({K_PROJ: torch.zeros(16, 63)}),
+            rf"{K_PROJ} has shape \[16, 63\], where \[16, 64\] is expected",
+        ),
+        (
+            lambda t: t.update({"model.layers.1.extra": torch.zeros(2)}),
+            r"model.layers.1.extra \[2\] is not part of this model",
+        ),
+    ],
+    ids=["missing", "wrong shape", "extra"],
+)
+def test_a_wrong_tensor_is_named_with_its_shapes(
+    directory: Path, edit: Callable[[Tensors], object], message: str
+) -> None:
+    edit_tensors(directory, edit)
+    with pytest.raises(WrongTensor, match=message):
+        load(directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM is not supported"),
+        ({"architectures": None}, "architectures is"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"sliding_window": 128}, "sliding_window 128"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope scaling 'yarn'"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "factor is None"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        ({"num_hidden_layers": "many"}, "num_hidden_layers is 'many'"),
+        ({"num_key_value_heads": 3}, "8 attention heads cannot share 3 KV heads"),
+    ],
+    ids=str,
+)
+def test_what_we_cannot_compute_is_refused_by_name(
+    directory: Path, change: dict[str, Any], message: str
+) -> None:
+    edit_config(directory, change)
+    with pytest.raises(UnsupportedModel, match=message):
+        load(directory)
+
+
+def test_shards_equal_one_file(directory: Path) -> None:
+    whole = Driver(load(directory)).generate([PROMPT], 8)
+    tensors = load_file(directory / "model.safetensors")
+    names = sorted(tensors)
+    weight_map = {name: f"part-{index % 2}.safetensors" for index, name in enumerate(names)}
+    for part in set(weight_map.values()):
+        save_file({n: tensors[n] for n in names if weight_map[n] == part}, directory / part)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    (directory / "model.safetensors").unlink()
+    assert Driver(load(directory)).generate([PROMPT], 8) == whole
+
+
+def test_a_missing_file_is_named(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(ModelFileError, match=r"neither model\.safetensors nor"):
+        load(directory)
+    with pytest.raises(ModelFileError, match="neither a Hugging Face directory nor"):
+        load(directory / "config.json")
+
+
+def write_gguf(directory: Path, file: Path, *, quantisation: str = "F32") -> None:
+    """The directory's Llama as llama.cpp would convert it: queries and keys interleaved."""
+    config = json.loads((directory / "config.json").read_text())
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for name, tensor in load_file(directory / "model.safetensors").items():
+        heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+        for part, key in heads.items():
+            if part in name:
+                pairs = tensor.view(config[key], 2, -1, tensor.shape[1])
+                tensor = pairs.transpose(1, 2).reshape(tensor.shape)
+        values = tensor.contiguous().numpy()
+        gguf_name = names.get_name(name, try_suffixes=(".weight",))
+        if values.ndim == 2 and quantisation != "F32":
+            kind = gguf.GGMLQuantizationType[quantisation]
+            writer.add_tensor(gguf_name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(gguf_name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_gives_the_tokens_of_the_directory_it_came_from(
+    directory: Path, tmp_path: Path
+) -> None:
+    write_gguf(directory, tmp_path / "tiny.gguf")
+    expected = Driver(load(directory)).generate([PROMPT], 32)
+    assert Driver(load(tmp_path / "tiny.gguf")).generate([PROMPT], 32) == expected
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("F16", 1e-3), ("BF16", 1e-2), ("Q8_0", 1e-2)])
+def test_quantised_tensors_come_back_near_what_they_were(
+    directory: Path, tmp_path: Path, kind: str, tolerance: float
+) -> None:
+    write_gguf(directory, tmp_path / "tiny.gguf", quantisation=kind)
+    plain, quantised = open_source(directory), open_source(tmp_path / "tiny.gguf")
+    assert plain.shapes() == quantised.shapes()
+    for name in plain.shapes():
+        torch.testing.assert_close(
+            quantised.read(name), plain.read(name), rtol=tolerance, atol=tolerance
+        )
+
+
+def test_our_gguf_reader_reads_what_the_gguf_package_reads(directory: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.gguf"
+    write_gguf(directory, file, quantisation="Q8_0")
+    ours, theirs = GgufFile(file), gguf.GGUFReader(file)
+    for key, value in ours.metadata.items():
+        assert value == theirs.fields[key].contents()
+    for tensor in theirs.tensors:
+        expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        np.testing.assert_array_equal(ours.read(tensor.name), expected)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: b"", "cannot mmap an empty file"),
+        (lambda data: b"PK" + data, "not a GGUF file"),
+        (lambda data: data[:4] + struct.pack("<I", 1) + data[8:], "GGUF version 1"),
+        (lambda data: data[:200], "cut off or damaged"),
+        (lambda data: data[:-100], "tensor .* cut off or damaged"),
+    ],
+    ids=["empty", "another format", "old version", "cut in the head", "cut in a tensor"],
+)
+def test_a_damaged_gguf_file_is_refused(
+    directory: Path, tmp_path: Path, damage: Callable[[bytes], bytes], message: str
+) -> None:
+    file = tmp_path / "tiny.gguf"
+    write_gguf(directory, file)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ModelFileError, match=message):
+        load(file)
+
+
+def test_loading_tells_how_far_it_is(directory: Path) -> None:
+    told: list[tuple[float, str]] = []
+    load_model(
+        open_source(directory),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        progress=lambda fraction, message: told.append((fraction, message)),
+    )
+    fractions = [fraction for fraction, _ in told]
+    assert fractions == sorted(fractions)
+    assert fractions[0] == 0.0
+    assert told[-1] == (1.0, "weights are loaded")
+
+
+def test_a_dtype_is_what_its_name_says_and_auto_picks_one() -> None:
+    cpu = torch.device("cpu")
+    assert resolve_dtype("float16", cpu) is torch.float16
+    assert resolve_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
+    assert resolve_dtype("auto", torch.device("cuda")) is torch.bfloat16
+    with pytest.raises(ValueError, match="dtype 'int3'"):
+        resolve_dtype("int3", cpu)
