@@ -98,8 +98,6 @@ class Replica:
         metrics = ReplicaMetrics(config)
         self._client = EngineClient(
             directory,
-            max_generations=config.engine.max_running_sequences
-            + config.engine.max_waiting_sequences,
             on_stats=metrics.update,
             on_progress=self._tell_progress,
         )
@@ -122,7 +120,7 @@ class Replica:
             await site.start()
         except OSError as error:
             # asyncio's own text repeats the address; a failed look-up has no errno of the system.
-            reason = os.strerror(error.errno) if (error.errno or 0) > 0 else str(error)
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
             raise CannotRun(f"listen: cannot bind {listen.host}:{listen.port}: {reason}") from error
         host, port = self._runner.addresses[0][:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -171,7 +169,7 @@ class Replica:
             if self._client.is_ready:
                 self._client.shut_down()
             else:
-                self._child.terminate()  # it reads no messages while it loads
+                self._child.kill()  # it reads no messages while it loads, and holds nothing
             await self._child.stop(_ENGINE_STOP_TIMEOUT_S)
         self._client.close()
 

@@ -72,7 +72,7 @@ async def detokenize(request: web.Request) -> web.Response:
     body = validation.decode_body(await request.read(), _detokenize_decoder)
     validation.check_model(body.model, api.config.model)
     validation.check_token_ids(body.tokens, api.vocab_size, "tokens")
-    return _json(DetokenizeResponse(prompt=model.tokenizer.decode(body.tokens)))
+    return _json(DetokenizeResponse(prompt=await model.decode(body.tokens)))
 
 
 async def health(request: web.Request) -> web.Response:
@@ -106,7 +106,7 @@ async def load(request: web.Request) -> web.Response:
     stats = api.client.stats
     return _json(
         {
-            "server_load": api.client.num_generations,
+            "server_load": api.num_requests,
             "running": stats.running,
             "waiting": stats.waiting,
             "held_blocks": stats.held_blocks,

@@ -39,10 +39,11 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     chat = validation.decode_body(body, _chat_decoder)
     validation.check_model(chat.model, api.config.model)
     wish = validation.wish_of_chat(chat, api.random_seed, api.vocab_size)
-    text = await _render(api, chat, len(body))
-    prompt = await model.encode(text, add_special_tokens=False)
-    kind = answers.Chat(f"chatcmpl-{uuid.uuid4().hex}", api.config.model.name)
-    return await _answer(request, chat, wish, prompt, kind, arrived_s, "messages")
+    with api.admitted():
+        text = await _render(api, chat, len(body))
+        prompt = await model.encode(text, add_special_tokens=False)
+        kind = answers.Chat(f"chatcmpl-{uuid.uuid4().hex}", api.config.model.name)
+        return await _answer(request, chat, wish, prompt, kind, arrived_s, "messages")
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
@@ -51,9 +52,10 @@ async def completions(request: web.Request) -> web.StreamResponse:
     body = validation.decode_body(await request.read(), _completion_decoder)
     validation.check_model(body.model, api.config.model)
     wish = validation.wish_of_completion(body, api.random_seed, api.vocab_size)
-    prompt = await _completion_prompt(body, api, model)
-    kind = answers.Completion(f"cmpl-{uuid.uuid4().hex}", api.config.model.name)
-    return await _answer(request, body, wish, prompt, kind, arrived_s, "prompt")
+    with api.admitted():
+        prompt = await _completion_prompt(body, api, model)
+        kind = answers.Completion(f"cmpl-{uuid.uuid4().hex}", api.config.model.name)
+        return await _answer(request, body, wish, prompt, kind, arrived_s, "prompt")
 
 
 async def _render(api: ApiContext, chat: ChatRequest, body_bytes: int) -> str:

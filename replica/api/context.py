@@ -1,17 +1,18 @@
 """What every handler of the API needs, in one place."""
 
 import asyncio
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from aiohttp import web
 
 from prompt.chat_template import ChatTemplate
-from protocol.errors import BadRequest
+from protocol.errors import BadRequest, Overloaded
 from replica.api.text import Detokenizer
 from replica.config import ReplicaConfig
-from replica.engine.client import EngineClient
+from replica.engine.client import RETRY_AFTER_S, EngineClient
 from replica.metrics import ReplicaMetrics
 
 _INLINE_CHARACTERS = 500
@@ -47,6 +48,11 @@ class ServedModel:
             return self.tokenizer.encode(text, add_special_tokens)
         return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
 
+    async def decode(self, token_ids: list[int]) -> str:
+        if len(token_ids) <= _INLINE_CHARACTERS:
+            return self.tokenizer.decode(token_ids)
+        return await asyncio.to_thread(self.tokenizer.decode, token_ids)
+
 
 @dataclass(slots=True, kw_only=True)
 class ApiContext:
@@ -55,6 +61,7 @@ class ApiContext:
     Attributes:
         random_seed: A fresh 63-bit seed at each call.
         model: Set once the model is loaded.
+        num_requests: Completions being answered, from their tokenisation on.
     """
 
     config: ReplicaConfig
@@ -62,7 +69,27 @@ class ApiContext:
     metrics: ReplicaMetrics
     random_seed: Callable[[], int]
     started_at_s: int
-    model: ServedModel | None = field(default=None)
+    model: ServedModel | None = None
+    num_requests: int = 0
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """One more completion is being answered while this is held.
+
+        Raises:
+            Overloaded: as many are as the engine takes; better told before than after tokenising.
+        """
+        engine = self.config.engine
+        if self.num_requests >= engine.max_running_sequences + engine.max_waiting_sequences:
+            raise Overloaded(
+                f"{self.num_requests} requests are running or waiting already",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self.num_requests += 1
+        try:
+            yield
+        finally:
+            self.num_requests -= 1
 
     def ready_model(self) -> ServedModel:
         """Raises Unavailable until the model is loaded, and when the engine has ended."""

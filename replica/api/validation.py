@@ -131,7 +131,9 @@ def one_prompt(prompt: str | list[int | str | list[int]]) -> str | list[int]:
 
 def check_token_ids(token_ids: list[int], vocabulary: int, param: str) -> None:
     """Raises BadRequest when an id is none of the model's."""
-    for token in token_ids:
+    if not token_ids:
+        return
+    for token in (min(token_ids), max(token_ids)):
         if not 0 <= token < vocabulary:
             raise BadRequest(
                 f"{param}: token id {token} is not in the vocabulary of {vocabulary} tokens",

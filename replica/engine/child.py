@@ -62,10 +62,10 @@ class EngineChild:
             print(text, file=sys.stderr, flush=True)
         return await self._process.wait()
 
-    def terminate(self) -> None:
+    def kill(self) -> None:
         """Ends it without asking, if it still runs."""
         if self._process.returncode is None:
-            self._process.terminate()
+            self._process.kill()
 
     async def stop(self, timeout_s: float) -> None:
         """Waits until it has ended; after `timeout_s` it is killed."""
@@ -73,7 +73,7 @@ class EngineChild:
             async with asyncio.timeout(timeout_s):
                 await self._process.wait()
         except TimeoutError:
-            self._process.kill()
+            self.kill()
             await self._process.wait()
 
 

@@ -90,14 +90,12 @@ class EngineClient:
         self,
         directory: Path,
         *,
-        max_generations: int,
         on_stats: Callable[[Stats], None] = lambda stats: None,
         on_progress: Callable[[float], None] = lambda fraction: None,
     ) -> None:
         """
         Args:
             directory: Private and short: two Unix sockets are bound in it.
-            max_generations: Sequences in the engine at most; one more is Overloaded.
             on_stats: Called with every new state of the engine.
             on_progress: Called while the model loads, with the fraction done.
         """
@@ -110,15 +108,14 @@ class EngineClient:
         self.ended = asyncio.Event()
         self._on_stats = on_stats
         self._on_progress = on_progress
-        self._max_generations = max_generations
         self._generations: dict[int, Generation] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._next_id = 0
         self._context = zmq.asyncio.Context()
-        # Sends must not wait, so they use a plain socket; what it may queue is bounded by
-        # max_generations and, for aborts, by what those leave behind.
+        # Sends must not wait, so they use a plain socket; what it may queue is bounded by the
+        # requests the API admits, one submission and one abort each.
         plain: zmq.Context[zmq.Socket[bytes]] = zmq.Context(self._context)
         self._requests = plain.socket(zmq.PUSH)
         self._requests.set(zmq.SNDHWM, 0)
@@ -154,15 +151,9 @@ class EngineClient:
 
         Raises:
             Unavailable: the engine is not ready, or ended.
-            Overloaded: it has as many sequences as it may.
         """
         if not self.is_ready:
             raise self.unavailable()
-        if len(self._generations) >= self._max_generations:
-            raise Overloaded(
-                f"{len(self._generations)} requests are running or waiting already",
-                retry_after_s=RETRY_AFTER_S,
-            )
         generation = Generation(self._take_id())
         self._generations[generation.sequence_id] = generation
         self._idle.clear()

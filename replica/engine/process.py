@@ -57,9 +57,13 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True):
 
 def main(build_runner: BuildRunner) -> int:
     """The whole life of an engine process; returns its exit code."""
-    # Ctrl-C reaches every process of the terminal; when to stop is the API process's decision.
+    # A stop signal often reaches every process of a group; when the engine stops is the API
+    # process's decision, after the answers in flight.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(stream=sys.stderr, format="engine: %(levelname)s %(message)s")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="engine: %(levelname)s %(message)s"
+    )
     start = msgspec.json.decode(_read_line(_STDIN), type=EngineStart)
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

@@ -162,7 +162,7 @@ async def test_stop_strings_end_the_answer_and_are_not_told(
     ("fields", "text", "finish"),
     [
         ({"max_tokens": 2}, "ab", "length"),
-        ({"max_tokens": 7, "ignore_eos": True}, "abc" + "<|im_end|>xxx", "length"),
+        ({"max_tokens": 7, "ignore_eos": True}, "abcxxx", "length"),
         ({"stop_token_ids": [98]}, "a", "stop"),
         ({"max_tokens": 10_000, "ignore_eos": True}, None, "length"),
     ],

@@ -14,7 +14,6 @@ from replica.core.plan import SamplingParams
 END, START = 256, 257
 VOCABULARY = 258
 _SPECIAL = {"<|im_end|>": END, "<|im_start|>": START}
-_SPECIAL_TEXT = {token: text for text, token in _SPECIAL.items()}
 _NEWLINE = ord("\n")
 
 TEMPLATE = ChatTemplate(
@@ -25,12 +24,14 @@ TEMPLATE = ChatTemplate(
 
 
 class ByteDetokenizer:
+    """Whole characters only, and no special tokens: as the real one."""
+
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
         if token_id >= END:
-            return self._decoder.decode(b"", final=True) + _SPECIAL_TEXT[token_id]
+            return ""
         return self._decoder.decode(bytes([token_id]))
 
     def flush(self) -> str:

@@ -94,7 +94,6 @@ async def running_api(
 
     client = EngineClient(
         directory,
-        max_generations=config.engine.max_running_sequences + config.engine.max_waiting_sequences,
         on_stats=on_stats,
     )
     api = ApiContext(
