@@ -196,8 +196,6 @@ class ModelRunner:
         if not wanted:
             return []
         params = [sampling for _, sampling in wanted]
-        if all(one.temperature == 0 for one in params):
-            return [int(token) for token in logits.argmax(dim=-1).tolist()]
         positions = [one.start + len(one.token_ids) for one, _ in wanted]
         vocabulary = self.vocab_size
         picked = ops.sample(

@@ -49,6 +49,10 @@ def paged_attention_decode(
         return out.reshape(sequences, heads, head_dim)
     out = torch.empty_like(grouped)
     for members in groups:
+        if len(members) == 1:  # views instead of copies
+            one = slice(members[0], members[0] + 1)
+            out[one] = _attend_group(grouped[one], kv_cache, block_tables[one], lengths[one], scale)
+            continue
         rows = torch.tensor(members, device=query.device)
         member_lengths = [lengths[member] for member in members]
         out[rows] = _attend_group(

@@ -46,11 +46,13 @@ def sample(
         one.shape == logits.shape[:1]
         for one in (temperatures, top_k, top_p, min_p, seeds, positions)
     )
+    # In fp32: argmax over bf16 is eight times slower on a CPU.
+    logits = logits.float()
     picked = logits.argmax(dim=-1)
     random_rows = temperatures.nonzero().squeeze(1)
     if len(random_rows) == 0:
         return picked
-    scaled = logits[random_rows].float() / temperatures[random_rows].unsqueeze(1)
+    scaled = logits[random_rows] / temperatures[random_rows].unsqueeze(1)
     _filter(scaled, top_k[random_rows], top_p[random_rows], min_p[random_rows])
     noise = _gumbel(seeds[random_rows], positions[random_rows], logits.shape[1])
     picked[random_rows] = scaled.add_(noise).argmax(dim=-1)
