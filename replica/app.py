@@ -32,7 +32,7 @@ from replica.api.server import build_runner
 from replica.config import ReplicaConfig
 from replica.engine.child import ENGINE_COMMAND, EngineChild, describe_exit
 from replica.engine.client import EngineClient
-from replica.engine.process import EngineStart
+from replica.engine.process import EXIT_COULD_NOT_START, EngineStart
 from replica.metrics import ReplicaMetrics
 
 LoadText = Callable[[ReplicaConfig], ServedModel]
@@ -188,7 +188,9 @@ class Replica:
         code = await child.wait()
         # A Failed message says more than an exit code; it may still be on its way.
         try:
-            async with asyncio.timeout(_LAST_WORDS_TIMEOUT_S if code == 1 else 0.01):
+            async with asyncio.timeout(
+                _LAST_WORDS_TIMEOUT_S if code == EXIT_COULD_NOT_START else 0.01
+            ):
                 await self._client.ended.wait()
             failed = True
         except TimeoutError:

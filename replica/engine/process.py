@@ -5,7 +5,7 @@ JSON, and the end of the stream says that the API process is gone, however it we
 process ends at once, whatever it is doing.
 
 Exit codes: 0 after a Shutdown message; 1 when the engine could not start (a Failed message told
-why) or crashed (its traceback is on standard error); 3 when its parent died.
+why); 2 when it crashed (its traceback is on standard error); 3 when its parent died.
 """
 
 import logging
@@ -27,6 +27,8 @@ from replica.engine.loop import EngineLoop, Runner
 from replica.engine.messages import Failed, FromEngine, Loading, encode
 from replica.engine.publisher import EventPublisher, LoadPublisher
 
+EXIT_COULD_NOT_START = 1
+EXIT_CRASHED = 2
 EXIT_PARENT_DIED = 3
 
 _STDIN = 0
@@ -69,6 +71,9 @@ def main(build_runner: BuildRunner) -> int:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         return run_engine(start, context, build_runner)
+    except Exception:  # noqa: BLE001 (the process's outermost edge)
+        traceback.print_exc()
+        return EXIT_CRASHED
     finally:
         context.destroy(linger=1000)
 
@@ -98,11 +103,11 @@ def run_engine(
             runner = build_runner(start.config, lambda fraction: send(Loading(fraction=fraction)))
         except (OSError, ValueError) as error:
             send(Failed(line=_one_line(error)))
-            return 1
+            return EXIT_COULD_NOT_START
         except Exception as error:  # noqa: BLE001 (the process's outermost edge)
             traceback.print_exc()
             send(Failed(line=f"loading failed: {type(error).__name__}: {_one_line(error)}"))
-            return 1
+            return EXIT_COULD_NOT_START
         EngineLoop(
             scheduler=build_scheduler(start.config),
             runner=runner,

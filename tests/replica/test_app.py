@@ -118,7 +118,7 @@ async def test_an_engine_crash_fails_what_is_in_flight_and_ends_the_replica(
         assert b'"code":"unavailable"' in body
         assert b"[DONE]" not in body
         assert await replica.exit_code() == 1
-    assert "replica r0: the engine process ended: exit code 1" in replica.lines, "\n".join(
+    assert "replica r0: the engine process ended: exit code 2" in replica.lines, "\n".join(
         replica.lines
     )
     assert "  engine: RuntimeError: the device fell off the bus" in replica.lines
