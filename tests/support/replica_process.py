@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -56,11 +57,19 @@ async def replica_process(
     """A replica with `config`; killed at the end if it still runs.
 
     Args:
-        scratch: Its folder for temporary files.
+        scratch: Its folder for temporary files; None makes one, so that even a replica that is
+            killed leaves nothing behind.
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    if scratch is not None:
-        environment["TMPDIR"] = str(scratch)
+    with tempfile.TemporaryDirectory(prefix="replica-test-") as own:
+        async with _started(config, program, str(scratch or own)) as replica:
+            yield replica
+
+
+@asynccontextmanager
+async def _started(
+    config: ReplicaConfig, program: Sequence[str], scratch: str
+) -> AsyncIterator[ReplicaProcess]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": scratch}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *program,
