@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from prompt.chat_template import ChatTemplate
 from prompt.errors import ModelFileError
+from prompt.model_files import GgufFile, read_json
 from prompt.vocabulary import Vocabulary, VocabularyKind
 
 _PACKAGE_PREFIX = "package:"
@@ -67,17 +66,7 @@ def load_prompt_assets(path: Path) -> PromptAssets:
 
 
 def _from_gguf(path: Path) -> PromptAssets:
-    # Imported here: only GGUF users pay for its start-up time.
-    from gguf import GGUFReader
-
-    try:
-        fields = GGUFReader(path).fields
-    except (ValueError, OSError) as error:
-        raise ModelFileError(f"{path}: not a GGUF file: {error}") from error
-
-    def read(key: str, default: Any = None) -> Any:
-        return fields[key].contents() if key in fields else default
-
+    read = GgufFile(path).metadata.get
     tokens: list[str] | None = read("tokenizer.ggml.tokens")
     if tokens is None:
         raise ModelFileError(f"{path}: no tokenizer.ggml.tokens in the file")
@@ -101,8 +90,9 @@ def _from_gguf(path: Path) -> PromptAssets:
 
 
 def _from_directory(path: Path) -> PromptAssets:
-    tokenizer = _read_json(path / "tokenizer.json", required=True)
-    config = _read_json(path / "tokenizer_config.json", required=False)
+    tokenizer = read_json(path / "tokenizer.json")
+    config_file = path / "tokenizer_config.json"
+    config = read_json(config_file) if config_file.exists() else {}
     model = tokenizer.get("model", {})
     vocabulary = model.get("vocab")
     if not isinstance(vocabulary, dict):
@@ -118,17 +108,6 @@ def _from_directory(path: Path) -> PromptAssets:
         ),
         bos_text=bos if _adds_bos(tokenizer, config, bos) else "",
     )
-
-
-def _read_json(path: Path, *, required: bool) -> dict[str, Any]:
-    if not path.exists() and not required:
-        return {}
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except OSError as error:
-        raise ModelFileError(f"{path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        raise ModelFileError(f"{path}: {error}") from error
 
 
 def _special_text(config: Mapping[str, Any], key: str) -> str:

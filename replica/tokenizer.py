@@ -8,10 +8,9 @@ from typing import Any
 import tokenizers
 
 from prompt.errors import ModelFileError
+from prompt.model_files import GgufFile, read_json
 from prompt.vocabulary import Vocabulary, VocabularyKind
 from replica.gguf_tokenizer import tokenizer_from_gguf
-from replica.weights.gguf_file import GgufFile
-from replica.weights.huggingface_source import read_json
 
 # Tokens that end an assistant's message where a model has them, whatever its files say of EOS.
 # Source: llama.cpp `llama-vocab.cpp`, the list of end-of-generation tokens.

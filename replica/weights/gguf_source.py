@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from prompt.model_files import GgufFile
 from replica.models.config import ModelConfig, config_from_gguf
-from replica.weights.gguf_file import GgufFile
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
 _LAYER_NAMES = {
@@ -43,20 +43,21 @@ class GgufSource:
         """
         self.where = path.name
         self._file = GgufFile(path)
+        self._shapes = self._file.shapes
         self._names = {
-            _huggingface_name(name): name for name in self._file.tensors if name != _ROPE_DIVISORS
+            _huggingface_name(name): name for name in self._shapes if name != _ROPE_DIVISORS
         }
         self.config = self._read_config()
 
     def _read_config(self) -> ModelConfig:
-        tensors = self._file.tensors
+        tensors = self._shapes
         embedding = tensors.get("token_embd.weight")
         divisors = None
         if _ROPE_DIVISORS in tensors:
             divisors = tuple(self._file.read(_ROPE_DIVISORS).tolist())
         return config_from_gguf(
             self._file.metadata,
-            vocab_size=embedding.shape[0] if embedding else 1,
+            vocab_size=embedding[0] if embedding else 1,
             tied_embeddings="output.weight" not in tensors,
             biases=frozenset(kind for kind, name in _BIASES.items() if name in tensors),
             rope_divisors=divisors,
@@ -64,9 +65,7 @@ class GgufSource:
         )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {
-            name: self._file.tensors[gguf_name].shape for name, gguf_name in self._names.items()
-        }
+        return {name: self._shapes[gguf_name] for name, gguf_name in self._names.items()}
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor in fp32."""

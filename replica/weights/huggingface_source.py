@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 
 from prompt.errors import ModelFileError
+from prompt.model_files import read_json
 from replica.models.config import config_from_huggingface
 
 _SINGLE_FILE = "model.safetensors"
@@ -58,16 +58,3 @@ def _weight_files(directory: Path) -> list[Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelFileError(f"{directory / _INDEX}: no weight_map")
     return [directory / name for name in sorted(set(map(str, weight_map.values())))]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """
-    Raises:
-        ModelFileError: the file is missing or not a JSON object.
-    """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except OSError as error:
-        raise ModelFileError(f"{path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        raise ModelFileError(f"{path}: {error}") from error

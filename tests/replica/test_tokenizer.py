@@ -12,10 +12,10 @@ from tokenizers import pre_tokenizers
 from transformers.integrations.gguf.gguf_tokenizer_mapping import convert_gguf_tokenizer
 
 from prompt.assets import load_prompt_assets
+from prompt.model_files import GgufFile
 from replica.gguf_tokenizer import tokenizer_from_gguf
 from replica.models.errors import UnsupportedTokenizer
 from replica.tokenizer import Tokenizer
-from replica.weights.gguf_file import GgufFile
 
 CAPTURES = Path(__file__).parents[3] / "shared/captures/vllm-0.32.0-requests.json"
 

