@@ -14,7 +14,7 @@ from cli.config_file import ConfigError, load_any, load_replica, load_router, lo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     if getattr(options, "stop_with_stdin", False):
         _stop_when_stdin_closes()
     try:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="warmroute", description="An LLM router that knows every replica's KV cache."
     )
