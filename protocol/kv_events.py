@@ -32,7 +32,7 @@ class BlockStored(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defa
 
     `token_ids` holds the tokens of all of them: len(block_hashes) · block_size.
     `extra_keys` has one entry a block: what beside the tokens tells it from others (LoRA name,
-    cache salt, multimodal ids), or None.
+    cache salt, multimodal ids), or None. `cache_salt` is SGLang's way to say the same of a salt.
     """
 
     block_hashes: list[BlockHash]
@@ -45,6 +45,7 @@ class BlockStored(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defa
     extra_keys: list[Any] | None = None
     group_idx: int | None = None
     kv_cache_spec_kind: str | None = None
+    cache_salt: str | None = None
 
 
 class BlockRemoved(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
@@ -117,8 +118,16 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
 
 
 def decode_snapshot(payload: bytes) -> Snapshot:
-    """Raises msgspec.DecodeError when `payload` is not a snapshot."""
-    return _snapshot_decoder.decode(payload)
+    """Raises MalformedEvents when `payload` is not a snapshot."""
+    try:
+        snapshot = _snapshot_decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedEvents(f"not a snapshot: {error}") from error
+    if snapshot.seq < -1:
+        raise MalformedEvents(f"a snapshot cannot be taken at batch {snapshot.seq}")
+    for event in snapshot.events:
+        _check_stored(event)
+    return snapshot
 
 
 def decode_batch(payload: bytes) -> EventBatch:
@@ -129,7 +138,7 @@ def decode_batch(payload: bytes) -> EventBatch:
     """
     try:
         raw = msgspec.msgpack.decode(payload)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedEvents(f"not msgpack: {error}") from error
     if isinstance(raw, dict):
         ts, events, rank = raw.get("ts"), raw.get("events"), raw.get("data_parallel_rank")
@@ -178,6 +187,9 @@ def _decode_event(raw: Any) -> KvEvent:
         tag = raw[0]
         # Longer arrays come from newer versions: the fields we do not know are dropped.
         fields = dict(zip(_POSITIONS.get(str(tag), ()), raw[1:], strict=False))
+        if isinstance(fields.get("lora_name"), dict):
+            # SGLang (July to September 2026) puts a map of what is optional in the eighth place.
+            fields |= {"lora_name": None} | fields["lora_name"]
     else:
         raise MalformedEvents("an event is a map or an array")
     if not isinstance(tag, str):
@@ -185,6 +197,11 @@ def _decode_event(raw: Any) -> KvEvent:
     struct = _TYPES.get(tag)
     if struct is None:
         return UnknownEvent(type=tag)
+    token_ids = fields.get("token_ids")
+    if isinstance(token_ids, list) and token_ids and isinstance(token_ids[0], list):
+        # SGLang with EAGLE names (token, next token) pairs; the first of each is the text.
+        token_ids = [pair[0] if isinstance(pair, list) and pair else pair for pair in token_ids]
+        fields = {**fields, "token_ids": token_ids}
     try:
         event = msgspec.convert({**fields, "type": tag}, struct)
     except msgspec.ValidationError as error:

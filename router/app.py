@@ -6,6 +6,7 @@
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -21,7 +22,7 @@ import zmq.asyncio
 from aiohttp import web
 
 from prompt.assets import PromptAssets, load_prompt_assets, resolve_model_path
-from prompt.errors import ModelFileError
+from prompt.errors import PromptError
 from protocol.load_report import LoadReport
 from router.config import ModelConfig, ReplicaConfig, RouterConfig
 from router.control.admin import admin_app
@@ -75,7 +76,13 @@ async def serve(config: RouterConfig) -> int:
         host, port = config.listen.host, config.listen.port
         port = await _bind(handler.server.listen(host, port), host, port)
         log.info("listening on %s:%d, %d models", host, port, len(models))
-        async with httpx.AsyncClient() as http, asyncio.TaskGroup() as tasks:
+        _settle_garbage_collector()
+        # Replicas are reached directly, as the data plane does: no proxy out of the environment.
+        limits = httpx.Limits(max_connections=None)
+        async with (
+            httpx.AsyncClient(trust_env=False, limits=limits) as http,
+            asyncio.TaskGroup() as tasks,
+        ):
             control = tasks.create_task(_control(models, config, http))
             timeouts = tasks.create_task(handler.server.watch_timeouts())
             await stop.wait()
@@ -115,7 +122,7 @@ async def _served_model(
             path: Path = resolve_model_path(model.tokenizer)
             assets = await asyncio.to_thread(load_prompt_assets, path)
         return ServedModel(model, assets, pools, config.prediction, metrics, Random())
-    except (ModelFileError, UnknownPolicy) as error:
+    except (PromptError, UnknownPolicy) as error:
         raise StartFailed(f"model {model.name}: {error}") from error
 
 
@@ -148,10 +155,18 @@ def _watch(
             replica, model.index, context, http, partial(model.events_changed, replica.id)
         )
         model.subscriptions[replica.id] = subscription.status
-        tasks.create_task(subscription.run())
+        tasks.create_task(_follow_events(subscription))
     if replica.load_reports is not None:
         report = partial(_reported, model, replica.id)
         tasks.create_task(follow_load_reports(replica.load_reports.endpoint, context, report))
+
+
+async def _follow_events(subscription: KvSubscription) -> None:
+    try:
+        await subscription.run()
+    except Exception:  # the edge of a task: requests go on without its events
+        log.exception("replica %s: its KV events are no longer followed", subscription.replica_id)
+        subscription.give_up()
 
 
 def _probed(model: ServedModel, replica: str, failure: str | None) -> None:
@@ -163,6 +178,17 @@ def _probed(model: ServedModel, replica: str, failure: str | None) -> None:
 
 def _reported(model: ServedModel, replica: str, report: LoadReport) -> None:
     model.load_reports[replica] = report
+
+
+def _settle_garbage_collector() -> None:
+    """Makes full collections rare: over a million blocks, one takes most of a second.
+
+    The prefix tree makes no cycles when it drops what it holds, so reference counts free it.
+    What start-up has made stays for good and is no longer looked at.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
 
 
 async def _expire_predictions(model: ServedModel) -> None:

@@ -40,11 +40,19 @@ class KvEventsConfig(_Section, frozen=True, kw_only=True):
     replay: str | None = None
     topic: str = ""
 
+    def __post_init__(self) -> None:
+        _check_endpoint("endpoint", self.endpoint)
+        if self.replay is not None:
+            _check_endpoint("replay", self.replay)
+
 
 class LoadReportsConfig(_Section, frozen=True, kw_only=True):
     """The replica's ZMQ PUB socket for load reports."""
 
     endpoint: str
+
+    def __post_init__(self) -> None:
+        _check_endpoint("endpoint", self.endpoint)
 
 
 class ReplicaConfig(_Section, frozen=True, kw_only=True):
@@ -53,21 +61,35 @@ class ReplicaConfig(_Section, frozen=True, kw_only=True):
     id: Unique name, shown in the x-warmroute-replica header, logs and metrics.
     url: http://host:port of its OpenAI-compatible API.
     kv_events: Absent: the router guesses the replica's cache from what it routed there.
+    cache_tokens: Without kv_events: how many tokens the replica can cache. What was routed there
+        longest ago is taken as evicted when more have been.
     """
 
     id: str
     url: str
     kv_events: KvEventsConfig | None = None
     load_reports: LoadReportsConfig | None = None
+    cache_tokens: Positive = 500_000
 
     def __post_init__(self) -> None:
-        if not self.id:
-            raise ValueError("id must not be empty")
-        split = urlsplit(self.url)
+        if not self.id or not self.id.isascii() or not self.id.isprintable():
+            raise ValueError("id must be printable ASCII: it goes into a header")
+        try:
+            split = urlsplit(self.url)
+            port = split.port
+        except ValueError as error:
+            raise ValueError(f"url {self.url!r}: {error}") from error
+        if port == 0:
+            raise ValueError(f"url {self.url!r}: a replica cannot listen on port 0")
         if split.scheme != "http" or not split.hostname:
             raise ValueError(f"url must look like http://host:port, not {self.url!r}")
-        if split.path not in ("", "/") or split.query or split.username:
+        if split.path not in ("", "/") or split.query or split.fragment or "@" in self.url:
             raise ValueError(f"url must have no path, query or user: {self.url!r}")
+
+    @property
+    def base_url(self) -> str:
+        """`url` without a slash at its end: paths begin with theirs."""
+        return self.url.rstrip("/")
 
     @property
     def address(self) -> tuple[str, int]:
@@ -165,6 +187,10 @@ class ProbeConfig(_Section, frozen=True, kw_only=True):
     interval_s: Seconds = 1.0
     timeout_s: Seconds = 2.0
 
+    def __post_init__(self) -> None:
+        if not self.path.startswith("/"):
+            raise ValueError(f"path must begin with /, not {self.path!r}")
+
 
 class PredictionConfig(_Section, frozen=True, kw_only=True):
     """How long the router believes that a prompt it just routed is (being) cached.
@@ -199,6 +225,18 @@ class RouterConfig(_Section, frozen=True, kw_only=True):
             "models: name", [name for m in self.models for name in (m.name, *m.aliases)]
         )
         _reject_repeats("replicas: id", [r.id for model in self.models for r in model.replicas])
+
+
+def _check_endpoint(what: str, endpoint: str) -> None:
+    """Raises ValueError: not an address that a ZMQ socket can connect to."""
+    scheme, _, address = endpoint.partition("://")
+    host, _, port = address.rpartition(":")
+    local = scheme == "ipc" and address != ""
+    remote = (
+        scheme == "tcp" and host not in ("", "*") and port.isdecimal() and 0 < int(port) < 2**16
+    )
+    if not local and not remote:
+        raise ValueError(f"{what} must look like tcp://host:port or ipc://path, not {endpoint!r}")
 
 
 def _reject_repeats(what: str, names: list[str]) -> None:

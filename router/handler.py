@@ -6,9 +6,11 @@ Also the canonical log line: one per request, when it is over.
 import asyncio
 import itertools
 import logging
+import re
 import secrets
 import time
 from collections.abc import Mapping
+from urllib.parse import unquote
 
 import msgspec
 
@@ -42,8 +44,11 @@ from router.served_model import ReplicaAssignment, ServedModel
 
 log = logging.getLogger("router.requests")
 
+_OWN_PATHS = frozenset({b"/health", b"/ready", b"/v1/models"})
+_PROMPT_PATHS = CHAT_PATHS | COMPLETION_PATHS
 _PASSED_ON = frozenset({b"/tokenize", b"/detokenize"})
 _NO_MODEL = "-"
+_UNQUOTED = re.compile(r"[!#-~]+")
 
 
 class RouterHandler:
@@ -78,11 +83,11 @@ class RouterHandler:
 
     def open(self, request: Request) -> "RoutedRequest | OwnAnswer":
         path = request.path
-        if path in (b"/health", b"/ready") or path.startswith(b"/v1/models"):
+        if path in _OWN_PATHS or path.startswith(b"/v1/models/"):
             return self._own_answer(path, request)
         if not path.startswith(b"/v1/") and path not in _PASSED_ON:
             raise PathNotFound(f"no such path: {path.decode(errors='replace')}")
-        if path in CHAT_PATHS | COMPLETION_PATHS and request.method not in (b"POST", b"OPTIONS"):
+        if path in _PROMPT_PATHS and request.method not in (b"POST", b"OPTIONS"):
             raise MethodNotAllowed(f"use POST for {path.decode()}")
         if self.draining:
             raise Unavailable("the router is shutting down", retry_after_s=1)
@@ -108,8 +113,9 @@ class RouterHandler:
         self.metrics.requests.labels(_NO_MODEL, _NO_MODEL, str(error.status)).inc()
         if self._log_requests:
             log.info(
-                'request_id=%s target=%s status=%d error="%s"',
-                _text(request.request_id), _text(request.target), error.status, error.message,
+                "request_id=%s target=%s status=%d error=%s",
+                _text(request.request_id), _text(request.target), error.status,
+                _quoted(error.message),
             )  # fmt: skip
 
     # For routed requests
@@ -134,7 +140,7 @@ class RouterHandler:
             exchange.attempts, "-" if first_byte_s is None else f"{first_byte_s:.4f}",
             now - request.started_at, _or_dash(usage.prompt_tokens), exchange.matched_tokens,
             _or_dash(usage.cached_tokens), _or_dash(usage.completion_tokens),
-            f' error="{exchange.failure}"' if exchange.failure else "",
+            f" error={_quoted(exchange.failure)}" if exchange.failure else "",
         )  # fmt: skip
 
     # inside
@@ -154,7 +160,9 @@ class RouterHandler:
         if path == b"/v1/models":
             cards = [self._card(name) for name in self._names.listed]
             return OwnAnswer(200, msgspec.json.encode(ModelList(data=cards)))
-        name = path.removeprefix(b"/v1/models/").decode(errors="replace")
+        name = unquote(path.removeprefix(b"/v1/models/").decode(errors="replace"))
+        if not name:
+            raise PathNotFound("no model is named after /v1/models/")
         self._names.resolve(name)
         return OwnAnswer(200, msgspec.json.encode(self._card(name)))
 
@@ -179,7 +187,7 @@ class RoutedRequest:
     def assign(self, now: float) -> ReplicaAssignment:
         budget = self._handler.retry_budget
         if self._tried:
-            budget.retry(now)
+            budget.retry()
         else:
             budget.request(now)
         assignment = self.model.assign(
@@ -208,7 +216,7 @@ class RoutedRequest:
 
 def _view(path: bytes, request: Request) -> RequestView:
     """What can be read of the body; bodies of paths we do not know need not be JSON."""
-    if path in CHAT_PATHS | COMPLETION_PATHS and request.method == b"POST":
+    if path in _PROMPT_PATHS and request.method == b"POST":
         return view_of(request.body)
     try:
         return view_of(request.body) if request.body else RequestView()
@@ -217,7 +225,13 @@ def _view(path: bytes, request: Request) -> RequestView:
 
 
 def _text(value: bytes) -> str:
-    return value.decode("ascii", errors="backslashreplace")
+    """A client's words in a log line: quoted when they could be taken for ours."""
+    text = value.decode("ascii", errors="backslashreplace")
+    return text if _UNQUOTED.fullmatch(text) else _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    return msgspec.json.encode(text).decode()
 
 
 def _or_dash(value: int | None) -> int | str:

@@ -29,7 +29,7 @@ class RouterMetrics:
         )
         self.first_byte_seconds = Histogram(
             "warmroute_time_to_first_byte_seconds",
-            "Last byte of the request in to first body byte of the answer out.",
+            "First byte of the request in to first body byte of the answer out.",
             ["model"],
             buckets=_LATENCY_BUCKETS_S,
             registry=self.registry,

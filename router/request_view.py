@@ -44,6 +44,8 @@ class RequestView(msgspec.Struct, kw_only=True):
 
 
 _decoder = msgspec.json.Decoder(RequestView)
+# msgspec raises Python's own errors for text that is not UTF-8 and for nesting without end.
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def view_of(body: bytes) -> RequestView:
@@ -55,13 +57,16 @@ def view_of(body: bytes) -> RequestView:
         return _decoder.decode(body)
     except msgspec.ValidationError:
         return _view_of_odd_body(body)
-    except msgspec.DecodeError as error:
+    except _NOT_JSON as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from error
 
 
 def _view_of_odd_body(body: bytes) -> RequestView:
     """A body with a field of the wrong type: the replica will say which; its model still counts."""
-    content = msgspec.json.decode(body)
+    try:
+        content = msgspec.json.decode(body)
+    except _NOT_JSON as error:
+        raise BadRequest(f"the body is not valid JSON: {error}") from error
     if not isinstance(content, Mapping):
         raise BadRequest("the body must be a JSON object")
     model = content.get("model")
@@ -103,7 +108,7 @@ def _chat_prompt(view: RequestView, assets: PromptAssets | None) -> bytes | None
             continue_final_message=view.continue_final_message,
             variables=view.chat_template_kwargs,
         )
-    except TemplateError:
+    except (TemplateError, RecursionError):
         return None  # the replica will refuse it, with the reason
     return text.encode(errors="surrogatepass")
 

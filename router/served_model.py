@@ -21,6 +21,7 @@ from router.core.kv_index import KvIndex
 from router.core.marks import Namespace, Prediction, ReplicaId
 from router.core.policies import make_policy
 from router.core.policy import Decision, RouteQuery
+from router.core.prediction_bound import PredictionBound
 from router.core.prefix_tree import PrefixTree
 from router.core.states import State, StateEvent
 from router.dataplane.answer_scan import AnswerUsage
@@ -37,6 +38,13 @@ _STATE_EVENTS = {
     Outcome.BROKEN: StateEvent.REQUEST_FAILED_STREAM,
     Outcome.BROKEN_STREAM: StateEvent.REQUEST_FAILED_STREAM,
 }
+
+
+# How far a replica's events are believed while they are not followed: what it held a moment ago
+# it mostly holds still, and no belief at all would scatter every conversation over the fleet.
+UNSYNCED_TRUST = 0.5
+# Per call of `expire`, ten a second: a cleared cache of 100,000 blocks is gone in ten seconds.
+_SWEEP_BLOCKS = 1000
 
 
 class ServedModel:
@@ -80,11 +88,15 @@ class ServedModel:
                 Replica(
                     id=replica.id,
                     rates=self.cost.rates(replica.id),
-                    # Until its events are in, what they would say is not known.
-                    trust=1.0 if replica.kv_events is None else 0.0,
+                    trust=1.0 if replica.kv_events is None else UNSYNCED_TRUST,
                 )
             )
-        self._reports_events = {r.id for r in config.replicas if r.kv_events is not None}
+        # Of replicas without events: belief is all there is, and has to end somewhere.
+        self._bounds = {
+            replica.id: PredictionBound(replica.cache_tokens)
+            for replica in config.replicas
+            if replica.kv_events is None
+        }
 
     def assign(
         self,
@@ -124,6 +136,10 @@ class ServedModel:
         if text:
             prediction = self.tree.predict(namespace, text, decision.replica)
             self._expire(prediction, now + self._ttl_s(decision.replica))
+            bound = self._bounds.get(decision.replica)
+            if bound is not None:
+                for evicted in bound.add(prediction, decision.uncached_tokens):
+                    self.tree.drop(evicted)
         return ReplicaAssignment(
             self, self._pools[decision.replica], decision, lease, prediction, len(text), streaming
         )
@@ -146,7 +162,7 @@ class ServedModel:
     def events_changed(self, replica: ReplicaId, status: SubscriptionStatus) -> None:
         """A replica's events were applied, or its subscription changed."""
         found = self.fleet[replica]
-        found.trust = 1.0 if status.synced else 0.0
+        found.trust = 1.0 if status.synced else UNSYNCED_TRUST
         found.held_tokens = self.tree.held_tokens(replica)
         if status.block_size is not None:
             found.block_size = status.block_size
@@ -154,11 +170,14 @@ class ServedModel:
                 found.capacity_tokens = status.total_blocks * status.block_size
 
     def expire(self, now: float) -> None:
-        """Drops predictions whose time is over. Called a few times a second."""
+        """Drops predictions whose time is over, sweeps cleared caches; ten times a second."""
         while self._expiries and self._expiries[0][0] <= now:
             self.tree.drop(heapq.heappop(self._expiries)[2])
+        self.tree.sweep(_SWEEP_BLOCKS)
 
-    def ended(self, assignment: "ReplicaAssignment", outcome: str, usage: AnswerUsage) -> None:
+    def ended(
+        self, assignment: "ReplicaAssignment", outcome: str, status: int, usage: AnswerUsage
+    ) -> None:
         """An attempt is over: learn from it."""
         replica = assignment.replica_id
         self._metrics.attempts.labels(self.name, replica, outcome).inc()
@@ -167,11 +186,12 @@ class ServedModel:
         if state_event is not None:
             self.apply(replica, state_event, now)
         if assignment.prediction is not None:
-            if outcome in (Outcome.ANSWERED, Outcome.CLIENT_GONE):
+            computed = outcome == Outcome.ANSWERED and status == 200
+            if computed or outcome == Outcome.CLIENT_GONE:
                 self._expire(assignment.prediction, now + self._grace_s(replica))
             else:
                 self.tree.drop(assignment.prediction)
-        if usage.prompt_tokens is not None:
+        if status == 200 and usage.prompt_tokens is not None:
             self._learn(assignment, usage, now)
 
     def prefilled(self, assignment: "ReplicaAssignment", now: float) -> None:
@@ -205,14 +225,14 @@ class ServedModel:
             self.cost.observe_decode(replica, running, (now - lease.first_byte_at) / steps)
 
     def _ttl_s(self, replica: ReplicaId) -> float:
-        if replica in self._reports_events:
-            return self._prediction.ttl_s
-        return self._prediction.without_events_ttl_s
+        if replica in self._bounds:
+            return self._prediction.without_events_ttl_s
+        return self._prediction.ttl_s
 
     def _grace_s(self, replica: ReplicaId) -> float:
-        if replica in self._reports_events:
-            return self._prediction.grace_s
-        return self._prediction.without_events_ttl_s
+        if replica in self._bounds:
+            return self._prediction.without_events_ttl_s
+        return self._prediction.grace_s
 
     def _expire(self, prediction: Prediction, at: float) -> None:
         heapq.heappush(self._expiries, (at, next(self._expiry_order), prediction))
@@ -243,11 +263,12 @@ class ReplicaAssignment:
         self._prefill_timer: asyncio.TimerHandle | None = None
         if not streaming:
             # An answer that comes whole does not show when its prompt was done: we assume what
-            # the decision estimated, so that its prefill does not count as load until the end.
-            chosen = next(one for one in decision.terms if one.replica == decision.replica)
+            # the learned rates say, so that its prefill does not count as load until the end.
+            rates = lease.replica.rates
             loop = asyncio.get_running_loop()
             self._prefill_timer = loop.call_later(
-                chosen.wait + chosen.prefill, lambda: lease.first_byte(loop.time())
+                rates.overhead_s + lease.tokens_ahead * rates.prefill_s_per_token,
+                lambda: lease.first_byte(loop.time()),
             )
 
     def first_byte(self, now: float) -> None:
@@ -259,4 +280,4 @@ class ReplicaAssignment:
         if self._prefill_timer is not None:
             self._prefill_timer.cancel()
         self.lease.release(now)
-        self._model.ended(self, outcome, usage if status == 200 else AnswerUsage())
+        self._model.ended(self, outcome, status, usage)

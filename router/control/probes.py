@@ -19,7 +19,7 @@ async def probe(
     Args:
         on_result: Told after each probe: None when the replica is ready, else why not.
     """
-    url = replica.url + config.path
+    url = replica.base_url + config.path
     while True:
         on_result(await _probe_once(url, config.timeout_s, http))
         await asyncio.sleep(config.interval_s)

@@ -13,9 +13,9 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from math import inf
 
 import httpx
-import msgspec
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
@@ -41,6 +41,10 @@ _HEARTBEAT_MS = 2000
 _HEARTBEAT_TIMEOUT_MS = 6000
 _RECONNECT_MS, _RECONNECT_MAX_MS = 100, 2000
 _RECEIVE_QUEUE_MESSAGES = 100_000
+# Followed for this long, a replica's events are taken to be in order again.
+_STABLE_S = 5.0
+# A snapshot is applied so many blocks at a time, with requests served in between.
+_BLOCKS_AT_ONCE = 256
 
 
 class _Resync(Exception):
@@ -87,32 +91,63 @@ class KvSubscription:
         self._context = context
         self._http = http
         self._on_change = on_change
-        self._backoff = Backoff(first_s=0.1, most_s=5.0)
+        self._backoff = Backoff(first_s=0.1, most_s=_STABLE_S)
+        self._resync_at = 0.0  # not before; in the loop's seconds
+        self._synced_at = -inf
+
+    @property
+    def replica_id(self) -> str:
+        return self._replica.id
+
+    def give_up(self) -> None:
+        """After `run` has failed: what is known of the replica will not be kept true."""
+        self.status.connected = False
+        self._index.clear(self._replica.id)
+        self._unsynced()
 
     async def run(self) -> None:
+        clock = asyncio.get_running_loop().time
         async with self._sockets() as (subscriber, monitor):
             poller = zmq.asyncio.Poller()
             poller.register(subscriber, zmq.POLLIN)
             poller.register(monitor, zmq.POLLIN)
             sequence: EventSequence | None = None
             while True:
+                wait_s = None  # for news
                 if self.status.connected and sequence is None:
-                    sequence = await self._resync()
-                # While a resync is due but refused, wake up to try again.
-                unsynced = self.status.connected and sequence is None
-                timeout_ms = self._backoff.next_s() * 1000 if unsynced else None
-                ready = dict(await poller.poll(timeout_ms))
-                if monitor in ready and await self._connection_changed(monitor):
+                    wait_s = self._resync_at - clock()
+                    if wait_s <= 0:
+                        sequence = await self._resync()
+                        continue
+                ready = dict(await poller.poll(None if wait_s is None else wait_s * 1000))
+                if monitor in ready:
+                    await self._connection_changed(monitor)
                     sequence = None
-                if subscriber in ready:
+                    if not self.status.connected:
+                        await _discard_queued(subscriber)
+                elif subscriber in ready:
                     frames = await subscriber.recv_multipart()
-                    if sequence is not None:
-                        try:
-                            await self._live(frames, sequence)
-                        except _Resync as reason:
-                            log.warning("replica %s: %s; resynchronising", self._replica.id, reason)
-                            sequence = None
-                            self._unsynced()
+                    if sequence is not None and not await self._follow(frames, sequence):
+                        sequence = None
+                        await _discard_queued(subscriber)
+
+    async def _follow(self, frames: list[bytes], sequence: EventSequence) -> bool:
+        """Applies one live message; False when what we know must be taken anew."""
+        try:
+            await self._live(frames, sequence)
+        except _Resync as reason:
+            log.warning("replica %s: %s; resynchronising", self._replica.id, reason)
+            now = asyncio.get_running_loop().time()
+            # At once, unless that has not helped just before: a publisher that keeps sending
+            # nonsense must not make us ask for snapshots all the time.
+            if now - self._synced_at > _STABLE_S:
+                self._backoff.reset()
+                self._resync_at = now
+            else:
+                self._resync_at = now + self._backoff.next_s()
+            self._unsynced()
+            return False
+        return True
 
     @asynccontextmanager
     async def _sockets(self) -> AsyncIterator[tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]]:
@@ -135,43 +170,55 @@ class KvSubscription:
             monitor.close(linger=0)
             subscriber.close(linger=0)
 
-    async def _connection_changed(self, monitor: zmq.asyncio.Socket) -> bool:
-        """Takes one monitor message; whether what we know must be taken anew."""
+    async def _connection_changed(self, monitor: zmq.asyncio.Socket) -> None:
+        """Takes one monitor message. Either way, what we know must be taken anew."""
         message = await recv_monitor_message(monitor)
-        connected = message["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
-        self.status.connected = connected
-        if not connected:
-            self._unsynced()
-        return True
+        self.status.connected = message["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        self._resync_at = asyncio.get_running_loop().time()
+        self._unsynced()
 
     def _unsynced(self) -> None:
         self.status.synced = False
         self._on_change(self.status)
 
     async def _resync(self) -> EventSequence | None:
-        """Learns all the replica holds. None: it cannot tell yet; ask again."""
+        """Learns all the replica holds. None: it cannot tell yet; ask again at `_resync_at`."""
         self.status.resyncs += 1
+        clock = asyncio.get_running_loop().time
         try:
-            response = await self._http.get(
-                f"{self._replica.url}/kv_cache/snapshot", timeout=_SNAPSHOT_TIMEOUT_S
-            )
+            async with asyncio.timeout(_SNAPSHOT_TIMEOUT_S):
+                response = await self._http.get(
+                    f"{self._replica.base_url}/kv_cache/snapshot", timeout=_SNAPSHOT_TIMEOUT_S
+                )
             if response.status_code == 200:
-                sequence = self._take_snapshot(response.content)
+                sequence = await self._take_snapshot(response.content)
             elif response.status_code in (404, 405):
                 sequence = await self._replay_from_start()
             else:
+                self._resync_at = clock() + self._backoff.next_s()
                 return None
-        except (httpx.HTTPError, msgspec.DecodeError, MalformedEvents) as error:
-            log.info("replica %s: no snapshot yet: %s", self._replica.id, error)
+        except (httpx.HTTPError, TimeoutError, MalformedEvents) as error:
+            if isinstance(error, MalformedEvents):
+                self.status.malformed += 1
+            reason = str(error) or type(error).__name__
+            log.info("replica %s: no snapshot yet: %s", self._replica.id, reason)
+            self._resync_at = clock() + self._backoff.next_s()
             return None
-        self._backoff.reset()
+        self._synced_at = clock()
         self.status.synced = True
         self._on_change(self.status)
         return sequence
 
-    def _take_snapshot(self, payload: bytes) -> EventSequence:
+    async def _take_snapshot(self, payload: bytes) -> EventSequence:
         snapshot = decode_snapshot(payload)
-        self._index.replace(self._replica.id, snapshot)
+        self._index.clear(self._replica.id)
+        blocks = 0
+        for event in snapshot.events:
+            self._index.apply(self._replica.id, (event,))
+            blocks += len(event.block_hashes)
+            if blocks >= _BLOCKS_AT_ONCE:
+                blocks = 0
+                await asyncio.sleep(0)
         self.status.epoch = snapshot.epoch
         self.status.seq = snapshot.seq if snapshot.seq >= 0 else None
         self.status.total_blocks = snapshot.total_blocks
@@ -184,7 +231,7 @@ class KvSubscription:
 
     async def _replay_from_start(self) -> EventSequence:
         self._index.clear(self._replica.id)
-        self.status.epoch = None
+        self.status.epoch = self.status.seq = None
         sequence = EventSequence(None)
         if self._events.replay is not None:
             try:
@@ -202,6 +249,10 @@ class KvSubscription:
                 raise MalformedEvents(f"an event message has 3 frames, not {len(frames)}")
             seq = decode_sequence_number(frames[1])
             verdict = sequence.judge(seq)
+            if verdict is Verdict.GAP:
+                await self._fill_gap(sequence, before=seq)
+                # A replay may end with the batch in hand, or just before it.
+                verdict = Verdict.NEXT if sequence.replayed(seq) else Verdict.OLD
             if verdict is Verdict.NEXT:
                 self._apply(seq, frames[2])
         except MalformedEvents as error:
@@ -209,13 +260,14 @@ class KvSubscription:
             raise _Resync(f"malformed event: {error}") from error
         if verdict is Verdict.RESTARTED:
             raise _Resync("its event numbers went back: it has restarted")
-        if verdict is Verdict.GAP:
-            self.status.gaps += 1
-            missing = sequence.next_seq
-            assert missing is not None, "a gap is a distance from a known number"
-            await self._replay(sequence, first_seq=missing)
-            if sequence.next_seq is None or sequence.next_seq <= seq:
-                raise _Resync(f"batches {sequence.next_seq} to {seq} are lost")
+
+    async def _fill_gap(self, sequence: EventSequence, *, before: int) -> None:
+        self.status.gaps += 1
+        missing = sequence.next_seq
+        assert missing is not None, "a gap is a distance from a known number"
+        await self._replay(sequence, first_seq=missing)
+        if sequence.next_seq is None or sequence.next_seq < before:
+            raise _Resync(f"batches {sequence.next_seq} to {before - 1} are lost")
 
     async def _replay(self, sequence: EventSequence, *, first_seq: int) -> None:
         """Asks for the batches from `first_seq` on and applies those that follow one another."""
@@ -245,3 +297,11 @@ class KvSubscription:
         self.status.batches += 1
         self.status.lag_s = max(0.0, time.time() - batch.ts)
         self._on_change(self.status)
+
+
+async def _discard_queued(subscriber: zmq.asyncio.Socket) -> None:
+    """Drops what is left of a stream we gave up on: a snapshot taken from now on has it too."""
+    for _ in range(_RECEIVE_QUEUE_MESSAGES):
+        if not await subscriber.poll(0):
+            return
+        await subscriber.recv_multipart()

@@ -5,11 +5,10 @@ The rest is counted, so that what the router does not know is a number.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 from prompt.vocabulary import Vocabulary
-from protocol.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, Snapshot
+from protocol.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
 from router.core.marks import Namespace, ReplicaId
 from router.core.prefix_tree import MisplacedBlock, PrefixTree, UnknownParent
 
@@ -25,6 +24,9 @@ class KvIndex:
         self._vocabulary = vocabulary
         # Why events were not indexed, by reason: a bounded set.
         self.skipped: Counter[str] = Counter()
+        # Groups of layers that are not full attention: their blocks bear the same hashes, and
+        # removals only say the group.
+        self._other_groups: dict[ReplicaId, set[int]] = {}
 
     def apply(self, replica: ReplicaId, events: Iterable[KvEvent]) -> None:
         """Applies the events of one batch, in order."""
@@ -32,23 +34,25 @@ class KvIndex:
             if isinstance(event, BlockStored):
                 self._store(replica, event)
             elif isinstance(event, BlockRemoved):
-                if event.medium in _DEVICE_MEDIUMS:
-                    unknown = len(event.block_hashes) - self._tree.remove(
-                        replica, event.block_hashes
-                    )
-                    self.skipped["removed_unknown"] += unknown
+                self._remove(replica, event)
             elif isinstance(event, AllBlocksCleared):
                 self._tree.clear(replica)
             else:
                 self.skipped["unknown_type"] += 1
 
-    def replace(self, replica: ReplicaId, snapshot: Snapshot) -> None:
-        """Forgets what was believed of the replica and takes the snapshot's word."""
-        self._tree.clear(replica)
-        self.apply(replica, snapshot.events)
-
     def clear(self, replica: ReplicaId) -> None:
+        """Forgets what was believed of the replica."""
         self._tree.clear(replica)
+        self._other_groups.pop(replica, None)
+
+    def _remove(self, replica: ReplicaId, event: BlockRemoved) -> None:
+        if event.medium not in _DEVICE_MEDIUMS:
+            return
+        if event.group_idx is not None and event.group_idx in self._other_groups.get(replica, ()):
+            return
+        unknown = len(event.block_hashes) - self._tree.remove(replica, event.block_hashes)
+        if unknown:
+            self.skipped["removed_unknown"] += unknown
 
     def _store(self, replica: ReplicaId, event: BlockStored) -> None:
         if event.medium not in _DEVICE_MEDIUMS:
@@ -56,9 +60,11 @@ class KvIndex:
             return
         if event.kv_cache_spec_kind not in _FULL_ATTENTION:
             self.skipped["not_full_attention"] += len(event.block_hashes)
+            if event.group_idx is not None:
+                self._other_groups.setdefault(replica, set()).add(event.group_idx)
             return
         namespace = _namespace(event)
-        count = _count_of_plain_text(event, namespace)
+        count = _count_of_plain_text(event)
         if count < len(event.block_hashes):
             self.skipped["not_text"] += len(event.block_hashes) - count
         size, detokenise = event.block_size, self._vocabulary.detokenise
@@ -82,22 +88,26 @@ class KvIndex:
 def _namespace(event: BlockStored) -> Namespace:
     """What beside the text tells a root block from others: cache salt and LoRA name."""
     if event.extra_keys and event.extra_keys[0]:
-        return tuple(_hashable(key) for key in event.extra_keys[0])
-    return (event.lora_name,) if event.lora_name else ()
+        return tuple(map(str, event.extra_keys[0]))
+    lora = event.lora_name
+    if lora is None and event.lora_id is not None:
+        lora = f"lora_id={event.lora_id}"  # engines too old to name it
+    return tuple(name for name in (lora, event.cache_salt) if name)
 
 
-def _count_of_plain_text(event: BlockStored, namespace: Namespace) -> int:
+def _count_of_plain_text(event: BlockStored) -> int:
     """How many leading blocks are told apart by text and namespace alone.
 
-    A later block's extra keys repeat the LoRA name; anything else (an image's hash) means that
-    equal text does not make it an equal block.
+    A root block's extra keys are its namespace, a later block's repeat the LoRA name; anything
+    else (an image's hash) means that equal text does not make it an equal block.
     """
     for index, keys in enumerate(event.extra_keys or ()):
-        root = index == 0 and event.parent_block_hash is None
-        if keys and not root and not (set(map(_hashable, keys)) <= {*namespace, event.lora_name}):
+        if not keys:
+            continue
+        if index == 0 and event.parent_block_hash is None:
+            plain = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+        else:
+            plain = keys == [event.lora_name]
+        if not plain:
             return index
     return len(event.block_hashes)
-
-
-def _hashable(key: Any) -> Hashable:
-    return tuple(_hashable(part) for part in key) if isinstance(key, list) else key

@@ -30,9 +30,9 @@ class RetryBudget:
         self._settle(now)
         return self._balance >= 1.0
 
-    def retry(self, now: float) -> None:
-        """A retry is made. Only after `affords_retry`."""
-        self._settle(now)
+    def retry(self) -> None:
+        """A retry is made. Only after `affords_retry`, by whose reckoning it is paid for: the
+        moment that has passed since must not make it unaffordable."""
         assert self._balance >= 1.0, "a retry was made that the budget does not afford"
         self._balance -= 1.0
 
