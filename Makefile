@@ -47,8 +47,9 @@ demo: $(VENV)/.installed ## scripted conversations: cold against warm
 chat: $(VENV)/.installed ## talk to a running stack
 	@$(BIN)/warmroute chat --url $(URL)
 
-loadtest: $(VENV)/.installed-dev ## locust, headless, two minutes, against a running stack
-	$(BIN)/locust -f loadtests/locustfile.py --headless -u 8 -r 2 -t 2m --host $(URL) --only-summary
+loadtest: $(VENV)/.installed-dev ## locust, headless, two minutes of streaming multi-turn chats
+	$(BIN)/python -m loadtests.with_stack --url $(URL) --start $(CONFIG) -- \
+		$(BIN)/locust -f loadtests/locustfile.py --headless -u 8 -r 2 -t 2m --host $(URL) --only-summary
 
 bench-index: $(VENV)/.installed ## the prefix tree: match, store and remove times
 	@$(BIN)/python -m loadtests.bench_index
