@@ -6,6 +6,7 @@ ProtocolError
 ├── ModelNotFound          404  lists the models there are
 ├── PathNotFound           404
 ├── MethodNotAllowed       405
+├── RequestTimedOut        408  it did not arrive whole in time
 ├── PayloadTooLarge        413
 ├── HeadersTooLarge        431
 ├── Overloaded             429  a bound was reached; try again later
