@@ -134,7 +134,8 @@ def _log_to_stderr(level: str) -> None:
 
 def _stop_when_stdin_closes() -> None:
     def wait() -> None:
-        while sys.stdin.buffer.read(4096):
+        # Not sys.stdin: its lock, held by this thread, would be an error at interpreter exit.
+        while os.read(0, 4096):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -41,6 +41,9 @@ _HEARTBEAT_MS = 2000
 _HEARTBEAT_TIMEOUT_MS = 6000
 _RECONNECT_MS, _RECONNECT_MAX_MS = 100, 2000
 _RECEIVE_QUEUE_MESSAGES = 100_000
+# A replica that loads its model cannot tell yet what it holds: ask again soon, so that it is known
+# when its first requests come.
+_NOT_READY_RETRY_S = 0.5
 # Followed for this long, a replica's events are taken to be in order again.
 _STABLE_S = 5.0
 # A snapshot is applied so many blocks at a time, with requests served in between.
@@ -195,14 +198,16 @@ class KvSubscription:
             elif response.status_code in (404, 405):
                 sequence = await self._replay_from_start()
             else:
-                self._resync_at = clock() + self._backoff.next_s()
+                self._resync_at = clock() + _NOT_READY_RETRY_S
                 return None
         except (httpx.HTTPError, TimeoutError, MalformedEvents) as error:
-            if isinstance(error, MalformedEvents):
-                self.status.malformed += 1
             reason = str(error) or type(error).__name__
             log.info("replica %s: no snapshot yet: %s", self._replica.id, reason)
-            self._resync_at = clock() + self._backoff.next_s()
+            wait_s = _NOT_READY_RETRY_S
+            if isinstance(error, MalformedEvents):
+                self.status.malformed += 1
+                wait_s = self._backoff.next_s()
+            self._resync_at = clock() + wait_s
             return None
         self._synced_at = clock()
         self.status.synced = True

@@ -82,6 +82,7 @@ def test_it_tells_how_to_use_it_and_ctrl_c_stops_everything(
     assert len(children) >= 5  # router, two APIs, two engines
     up.signal(signal.SIGINT)
     assert up.wait() == 0
+    assert "Fatal" not in up.output()
     assert not [child for child in children if is_alive(child)]
 
 
