@@ -38,7 +38,8 @@ class ModelNames:
             raise BadRequest(f"model is required, one of: {self._names()}", param="model")
         found = self._exact.get(name)
         if found is None:
-            found = self._prefixes.longest_prefix(name).value if self._prefixes else None
+            longest = self._prefixes.longest_prefix(name)
+            found = longest.value if longest else None  # what stands for no match has no value
         if found is None:
             raise ModelNotFound(
                 f"the model {name!r} does not exist; there are: {self._names()}", param="model"

@@ -93,7 +93,7 @@ class ServedModel:
             )
         # Of replicas without events: belief is all there is, and has to end somewhere.
         self._bounds = {
-            replica.id: PredictionBound(replica.cache_tokens)
+            replica.id: PredictionBound(replica.cache_tokens, prediction.without_events_ttl_s)
             for replica in config.replicas
             if replica.kv_events is None
         }
@@ -135,10 +135,11 @@ class ServedModel:
         prediction = None
         if text:
             prediction = self.tree.predict(namespace, text, decision.replica)
-            self._expire(prediction, now + self._ttl_s(decision.replica))
             bound = self._bounds.get(decision.replica)
-            if bound is not None:
-                for evicted in bound.add(prediction, decision.uncached_tokens):
+            if bound is None:
+                self._expire(prediction, now + self._prediction.ttl_s)
+            else:
+                for evicted in bound.add(prediction, decision.uncached_tokens, now):
                     self.tree.drop(evicted)
         return ReplicaAssignment(
             self, self._pools[decision.replica], decision, lease, prediction, len(text), streaming
@@ -173,6 +174,9 @@ class ServedModel:
         """Drops predictions whose time is over, sweeps cleared caches; ten times a second."""
         while self._expiries and self._expiries[0][0] <= now:
             self.tree.drop(heapq.heappop(self._expiries)[2])
+        for bound in self._bounds.values():
+            for expired in bound.expire(now):
+                self.tree.drop(expired)
         self.tree.sweep(_SWEEP_BLOCKS)
 
     def ended(
@@ -185,19 +189,18 @@ class ServedModel:
         state_event = _STATE_EVENTS.get(outcome)
         if state_event is not None:
             self.apply(replica, state_event, now)
-        if assignment.prediction is not None:
-            computed = outcome == Outcome.ANSWERED and status == 200
-            if computed or outcome == Outcome.CLIENT_GONE:
-                self._expire(assignment.prediction, now + self._grace_s(replica))
-            else:
-                self.tree.drop(assignment.prediction)
+        computed = outcome == Outcome.ANSWERED and status == 200
+        if computed or outcome == Outcome.CLIENT_GONE:
+            self.prefilled(assignment, now)
+        elif assignment.prediction is not None:
+            self.tree.drop(assignment.prediction)
         if status == 200 and usage.prompt_tokens is not None:
             self._learn(assignment, usage, now)
 
     def prefilled(self, assignment: "ReplicaAssignment", now: float) -> None:
-        """The first token has come: the events of its prompt are on their way."""
-        if assignment.prediction is not None:
-            self._expire(assignment.prediction, now + self._grace_s(assignment.replica_id))
+        """Its prompt is computed: the events, if the replica sends any, are on their way."""
+        if assignment.prediction is not None and assignment.replica_id not in self._bounds:
+            self._expire(assignment.prediction, now + self._prediction.grace_s)
 
     def _learn(self, assignment: "ReplicaAssignment", usage: AnswerUsage, now: float) -> None:
         assert usage.prompt_tokens is not None
@@ -223,16 +226,6 @@ class ServedModel:
         if steps > 0 and lease.first_byte_at is not None:
             running = lease.replica.running + 1
             self.cost.observe_decode(replica, running, (now - lease.first_byte_at) / steps)
-
-    def _ttl_s(self, replica: ReplicaId) -> float:
-        if replica in self._bounds:
-            return self._prediction.without_events_ttl_s
-        return self._prediction.ttl_s
-
-    def _grace_s(self, replica: ReplicaId) -> float:
-        if replica in self._bounds:
-            return self._prediction.without_events_ttl_s
-        return self._prediction.grace_s
 
     def _expire(self, prediction: Prediction, at: float) -> None:
         heapq.heappush(self._expiries, (at, next(self._expiry_order), prediction))
