@@ -1,0 +1,46 @@
+"""The operators' port shows what the router knows."""
+
+from aiohttp.test_utils import TestClient, TestServer
+
+from protocol.kv_events import UnknownEvent
+from protocol.load_report import LoadReport
+from router.control.admin import admin_app
+from router.control.subscription import SubscriptionStatus
+from tests.support.data_plane import ScriptedReplica
+from tests.support.front import answer, front
+
+
+async def test_replicas_decisions_and_metrics_are_shown() -> None:
+    async with front(ScriptedReplica("a", answer)) as router:
+        model = router.models["m"]
+        status = SubscriptionStatus()
+        status.synced, status.gaps, status.lag_s = True, 3, 0.5
+        model.subscriptions["a"] = status
+        model.load_reports["a"] = LoadReport(1, 2, 3, 4)
+        model.index.apply("a", [UnknownEvent(type="later")])
+        model.tree.store("a", (), [1], None, [b"text"], 16)
+        app = admin_app(router.models, router.metrics)
+        async with TestClient(TestServer(app)) as client:
+            await router.chat()
+            await router.until_idle()
+            [shown] = (await (await client.get("/admin/replicas")).json())["models"]
+            [replica] = shown["replicas"]
+            assert shown["last_decision"]["replica"] == "a"
+            assert shown["events_skipped"] == {"unknown_type": 1}
+            assert (replica["state"], replica["leases"], replica["cached_tokens"]) == (
+                "ready", 0, 16,
+            )  # fmt: skip
+            assert replica["events"]["gaps"] == 3
+            assert replica["load_report"]["waiting"] == 2
+            text = await (await client.get("/metrics")).text()
+            labels = 'model="m",replica="a"'
+            for line in (
+                f'warmroute_replica_state{{{labels},state="ready"}} 1.0',
+                f"warmroute_replica_cached_tokens{{{labels}}} 16.0",
+                f"warmroute_kv_event_gaps_total{{{labels}}} 3.0",
+                f"warmroute_kv_event_lag_seconds{{{labels}}} 0.5",
+                'warmroute_kv_blocks_skipped_total{model="m",reason="unknown_type"} 1.0',
+                f'warmroute_requests_total{{{labels},status="200"}} 1.0',
+            ):
+                assert line in text
+            assert (await client.get("/health")).status == 200

@@ -1,0 +1,273 @@
+"""What a model learns from its requests: beliefs and leases that end, numbers of 200s only."""
+
+import asyncio
+from random import Random
+
+import pytest
+
+from router.config import KvEventsConfig, ModelConfig, PolicyConfig, PredictionConfig, ReplicaConfig
+from router.control.subscription import SubscriptionStatus
+from router.core.marks import Prediction
+from router.core.policies import POLICIES, UnknownPolicy
+from router.core.prediction_bound import PredictionBound
+from router.core.prefix_tree import PrefixTree
+from router.core.states import State, StateEvent
+from router.dataplane.answer_scan import AnswerUsage
+from router.dataplane.exchange import Outcome
+from router.dataplane.pool import ReplicaPool
+from router.metrics import RouterMetrics
+from router.served_model import UNSYNCED_TRUST, ReplicaAssignment, ServedModel
+from tests.support.data_plane import TIMEOUT_S, Call, ScriptedReplica
+from tests.support.front import answer, front
+
+PROMPT = b"Hello world, how are you today?"
+BELIEF = PredictionConfig(ttl_s=60.0, grace_s=0.25, without_events_ttl_s=600.0)
+USAGE = AnswerUsage(prompt_tokens=8, completion_tokens=3, cached_tokens=4)
+
+
+def served(
+    *, events: bool, cache_tokens: int = 500_000, policy: str = "round_robin", replicas: int = 1
+) -> ServedModel:
+    """A model whose replicas are ready; nothing is ever connected."""
+    kv_events = KvEventsConfig(endpoint="tcp://127.0.0.1:1") if events else None
+    configs = [
+        ReplicaConfig(
+            id=f"r{number}",
+            url=f"http://127.0.0.1:{number + 1}",
+            kv_events=kv_events,
+            cache_tokens=cache_tokens,
+        )
+        for number in range(replicas)
+    ]
+    pools = {
+        one.id: ReplicaPool(
+            *one.address, max_connections=1, connect_timeout_s=1.0, max_head_bytes=100
+        )
+        for one in configs
+    }
+    config = ModelConfig(name="m", replicas=configs, policy=PolicyConfig(kind=policy))
+    model = ServedModel(config, None, pools, BELIEF, RouterMetrics(), Random(0))
+    for one in configs:
+        model.apply(one.id, StateEvent.PROBE_OK, 0.0)
+    return model
+
+
+def assign(model: ServedModel, prompt: bytes | None = PROMPT, *, streaming: bool = True,
+           now: float | None = None) -> ReplicaAssignment:  # fmt: skip
+    return model.assign(
+        prompt,
+        (),
+        output_tokens_max=None,
+        streaming=streaming,
+        excluded=set(),
+        now=clock() if now is None else now,
+    )
+
+
+def clock() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def believed(model: ServedModel, prompt: bytes = PROMPT) -> bool:
+    model.tree.check()
+    return bool(model.tree.match((), prompt).predicted)
+
+
+def books_are_even(model: ServedModel) -> bool:
+    model.fleet.check()
+    totals = [(one.running, one.pending_prefill_tokens) for one in model.fleet.replicas]
+    return model.fleet.leases == 0 and set(totals) == {(0, 0)}
+
+
+async def test_with_events_a_belief_ends_a_moment_after_the_first_byte() -> None:
+    model = served(events=True)
+    now = clock()
+    assignment = assign(model)
+    assignment.first_byte(now + 1.0)
+    model.expire(now + 1.2)
+    assert believed(model)
+    model.expire(now + 1.3)
+    assert not believed(model)
+    assignment.release(Outcome.ANSWERED, 200, USAGE, now + 2.0)
+    assert books_are_even(model)
+
+
+async def test_with_events_a_belief_ends_when_the_replica_says_nothing() -> None:
+    model = served(events=True)
+    now = clock()
+    assignment = assign(model, now=now)
+    model.expire(now + 59.9)
+    assert believed(model)
+    model.expire(now + 60.1)
+    assert not believed(model)
+    assignment.release(Outcome.CLIENT_GONE, 499, AnswerUsage(), now)
+    assert books_are_even(model)
+
+
+async def test_without_events_a_belief_stays_for_its_own_time() -> None:
+    model = served(events=False)
+    now = clock()
+    assignment = assign(model, now=now)
+    assignment.first_byte(now + 1.0)
+    assignment.release(Outcome.ANSWERED, 200, USAGE, now + 2.0)
+    model.expire(now + 599.0)
+    assert believed(model)
+    model.expire(now + 610.0)
+    assert not believed(model)
+
+
+@pytest.mark.parametrize("events", [True, False], ids=["events", "no-events"])
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        (Outcome.REFUSED, 0), (Outcome.CONNECT_FAILED, 0), (Outcome.BROKEN, 0),
+        (Outcome.BROKEN_STREAM, 200), (Outcome.ANSWERED, 400), (Outcome.ANSWERED, 500),
+    ],
+)  # fmt: skip
+async def test_a_failure_drops_the_belief_and_teaches_nothing(
+    events: bool, outcome: str, status: int
+) -> None:
+    model = served(events=events)
+    before = model.cost.bytes_per_token
+    assignment = assign(model)
+    assert believed(model)
+    assignment.release(outcome, status, USAGE if status != 200 else AnswerUsage(), clock())
+    assert not believed(model)
+    assert model.cost.bytes_per_token == before
+    assert books_are_even(model)
+
+
+async def test_only_good_answers_teach() -> None:
+    model = served(events=True)
+    assignment = assign(model)
+    assignment.first_byte(clock() + 0.5)
+    assignment.release(Outcome.ANSWERED, 200, USAGE, clock())
+    assert model.cost.bytes_per_token < 4.0  # 31 bytes were 8 tokens
+    assert model.cost.output_tokens < 128.0
+
+
+async def test_beliefs_without_events_are_bounded_by_what_the_replica_can_cache() -> None:
+    model = served(events=False, cache_tokens=100)
+    prompts = [bytes([65 + number]) * 80 for number in range(20)]  # 20 tokens each at 4 bytes
+    for prompt in prompts:
+        assign(model, prompt).release(Outcome.ANSWERED, 200, AnswerUsage(), clock())
+    assert [believed(model, prompt) for prompt in prompts] == [False] * 15 + [True] * 5
+    sizes = model.tree.bytes_stored
+    for _ in range(200):
+        assign(model, prompts[-1]).release(Outcome.ANSWERED, 200, AnswerUsage(), clock())
+    assert believed(model, prompts[-1])
+    assert model.tree.bytes_stored <= sizes
+
+
+def test_the_oldest_beliefs_are_dropped_first_and_dead_ones_do_not_count() -> None:
+    tree, bound = PrefixTree(), PredictionBound(100, ttl_s=10.0)
+
+    def add(prompt: bytes, tokens: int) -> tuple[Prediction, list[Prediction]]:
+        prediction = tree.predict((), prompt, "r")
+        evicted = bound.add(prediction, tokens, now=0.0)
+        bound.check()
+        for one in evicted:
+            tree.drop(one)
+        return prediction, evicted
+
+    first, _ = add(b"aaa", 40)
+    second, _ = add(b"bbb", 40)
+    tree.drop(first)
+    third, evicted = add(b"ccc", 60)
+    assert evicted == []
+    _, evicted = add(b"ddd", 1)
+    assert evicted == [second]
+    huge, evicted = add(b"eee", 101)
+    assert huge in evicted
+    assert third in evicted
+    last, _ = add(b"fff", 20)
+    assert bound.expire(9.9) == []
+    assert bound.expire(10.0) == [last]
+    bound.check()
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+async def test_the_prefill_of_a_whole_answer_counts_until_its_estimate(policy: str) -> None:
+    model = served(events=True, policy=policy)
+    model.cost.rates("r0").overhead_s = 0.02
+    assignment = assign(model, streaming=False)
+    replica = model.fleet["r0"]
+    assert replica.pending_prefill_tokens > 0
+    assignment.first_byte(clock())  # of the answer, long after its prompt was done: no news
+    assert assignment.first_token_s is None
+    async with asyncio.timeout(TIMEOUT_S):
+        while replica.pending_prefill_tokens:  # noqa: ASYNC110 - a timer tells nobody
+            await asyncio.sleep(0.001)
+    assert replica.running == 1
+    assignment.release(Outcome.ANSWERED, 200, USAGE, clock())
+    assert books_are_even(model)
+
+
+async def test_a_whole_answer_before_its_estimate_leaves_no_timer() -> None:
+    model = served(events=True)
+    model.cost.rates("r0").overhead_s = 0.02
+    assign(model, streaming=False).release(Outcome.ANSWERED, 200, USAGE, clock())
+    assert books_are_even(model)
+    await asyncio.sleep(0.05)  # past the estimate
+    assert books_are_even(model)
+
+
+async def test_events_that_are_not_followed_are_half_believed() -> None:
+    model = served(events=True)
+    replica = model.fleet["r0"]
+    assert replica.trust == UNSYNCED_TRUST == 0.5
+    status = SubscriptionStatus()
+    status.synced, status.block_size, status.total_blocks = True, 16, 100
+    model.events_changed("r0", status)
+    assert (replica.trust, replica.capacity_tokens) == (1.0, 1600)
+    status.synced = False
+    model.events_changed("r0", status)
+    assert replica.trust == UNSYNCED_TRUST
+
+
+async def test_a_cleared_cache_is_swept_in_time() -> None:
+    model = served(events=True)
+    count = 3000
+    model.tree.store("r0", (), list(range(count)), None, [b"%04d" % n for n in range(count)], 4)
+    model.tree.clear("r0")
+    for _ in range(4):
+        model.expire(clock())
+    assert model.tree.unswept_blocks == 0
+    assert model.tree.bytes_stored == 0
+
+
+async def test_attempts_change_what_is_thought_of_a_replica() -> None:
+    model = served(events=True, replicas=2)
+    assign(model).release(Outcome.CONNECT_FAILED, 0, AnswerUsage(), clock())
+    assert model.fleet["r0"].state is State.EJECTED
+    assert model.can_retry(set())
+    assert not model.can_retry({"r1"})
+
+
+async def test_an_unknown_policy_is_named() -> None:
+    with pytest.raises(UnknownPolicy, match="no policy 'best'; there are"):
+        served(events=True, policy="best")
+
+
+async def test_no_lease_is_left_whatever_ends_the_requests() -> None:
+    async def moody(call: Call) -> None:
+        number = len(call.body) % 4
+        if number == 0:
+            call.reset()
+        elif number == 1:
+            await call.json(b"{}", b"503 Busy")
+        elif number == 2:
+            await call.start_stream()
+            await call.event(b"1")
+            call.reset()
+        else:
+            await answer(call)
+
+    replicas = [ScriptedReplica(name, moody) for name in ("a", "b", "c")]
+    async with front(*replicas) as router:
+        await asyncio.gather(
+            *(router.chat(user="x" * number, stream=number % 3 == 0) for number in range(40)),
+            return_exceptions=True,
+        )
+        await router.until_idle()
+        assert books_are_even(router.models["m"])
