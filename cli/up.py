@@ -86,9 +86,10 @@ async def _run(path: Path, config: UpConfig) -> int:
         if stop in done:
             print("\nstopping", file=sys.stderr, flush=True)
             return 0
-        for task in done:
-            await task  # type: ignore[misc]  # its exception, if it has one
-            _report_death(outputs[task])  # type: ignore[index]
+        for task, child in outputs.items():
+            if task in done:
+                task.result()  # its exception, if it has one
+                _report_death(child)
         return 1
     finally:
         announce.cancel()
