@@ -10,6 +10,7 @@ ProtocolError
 ├── PayloadTooLarge        413
 ├── HeadersTooLarge        431
 ├── Overloaded             429  a bound was reached; try again later
+├── InternalError          500  a bug of ours; the log has the traceback
 ├── UpstreamFailed         502  a replica broke the connection or the protocol
 ├── Unavailable            503  nobody can answer now
 └── TimedOut               504
@@ -77,9 +78,22 @@ class PathNotFound(ProtocolError):
 
 
 class MethodNotAllowed(ProtocolError):
+    """`allow` is for the Allow header a 405 must have (RFC 9110 §15.5.6), like "GET, HEAD"."""
+
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        allow: str = "",
+    ) -> None:
+        super().__init__(message, param=param, retry_after_s=retry_after_s)
+        self.allow = allow
 
 
 class RequestTimedOut(ProtocolError):
@@ -106,6 +120,10 @@ class Overloaded(ProtocolError):
     type = "overloaded_error"
     code = "overloaded"
     retryable = True
+
+
+class InternalError(ProtocolError):
+    """What a client may know of a bug of ours: nothing but that it was one."""
 
 
 class UpstreamFailed(ProtocolError):

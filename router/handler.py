@@ -26,9 +26,9 @@ from protocol.openai import ModelCard, ModelList
 from router.config import RouterConfig
 from router.core.marks import ReplicaId
 from router.core.retry_budget import RetryBudget
-from router.dataplane.client_connection import ClientConnection, OwnAnswer
+from router.dataplane.client_connection import ClientConnection
 from router.dataplane.exchange import Exchange
-from router.dataplane.http1 import Request
+from router.dataplane.http1 import OwnAnswer, Request
 from router.dataplane.server import Server
 from router.metrics import RouterMetrics
 from router.model_names import ModelNames
@@ -88,7 +88,7 @@ class RouterHandler:
         if not path.startswith(b"/v1/") and path not in _PASSED_ON:
             raise PathNotFound(f"no such path: {path.decode(errors='replace')}")
         if path in _PROMPT_PATHS and request.method not in (b"POST", b"OPTIONS"):
-            raise MethodNotAllowed(f"use POST for {path.decode()}")
+            raise MethodNotAllowed(f"use POST for {path.decode()}", allow="POST")
         if self.draining:
             raise Unavailable("the router is shutting down", retry_after_s=1)
         if self.in_flight >= self.limits.max_requests:
@@ -147,7 +147,7 @@ class RouterHandler:
 
     def _own_answer(self, path: bytes, request: Request) -> OwnAnswer:
         if request.method not in (b"GET", b"HEAD"):
-            raise MethodNotAllowed(f"use GET for {path.decode()}")
+            raise MethodNotAllowed(f"use GET for {path.decode()}", allow="GET, HEAD")
         if path == b"/health":
             return OwnAnswer(200, b'{"status":"ok"}')
         if path == b"/ready":

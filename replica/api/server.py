@@ -8,7 +8,13 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from protocol.errors import MethodNotAllowed, PathNotFound, PayloadTooLarge, ProtocolError
+from protocol.errors import (
+    InternalError,
+    MethodNotAllowed,
+    PathNotFound,
+    PayloadTooLarge,
+    ProtocolError,
+)
 from replica.api import admin, completions
 from replica.api.context import API, ApiContext
 
@@ -16,10 +22,6 @@ _log = logging.getLogger(__name__)
 
 _REQUEST_ID = "x-request-id"
 _GOOD_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-
-
-class InternalError(ProtocolError):
-    """A bug of ours: the log has the traceback."""
 
 
 def build_app(api: ApiContext) -> web.Application:
@@ -70,8 +72,10 @@ async def _errors_as_answers(
         limit = request.app[API].config.limits.max_body_bytes
         answer = PayloadTooLarge(f"the body is larger than {limit} bytes")
     except web.HTTPMethodNotAllowed as error:
-        answer = MethodNotAllowed(f"{request.path} does not take {request.method}")
-        headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+        answer = MethodNotAllowed(
+            f"{request.path} does not take {request.method}",
+            allow=", ".join(sorted(error.allowed_methods)),
+        )
     except web.HTTPNotFound:
         answer = PathNotFound(f"there is no {request.path}")
     except web.HTTPException:
@@ -81,6 +85,8 @@ async def _errors_as_answers(
     except Exception:  # noqa: BLE001 (the request's outermost edge)
         _log.exception("%s %s failed", request.method, request.path)
         answer = InternalError("the server failed on this request; its log says how")
+    if isinstance(answer, MethodNotAllowed):
+        headers["Allow"] = answer.allow
     if answer.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(answer.retry_after_s))
     return web.Response(

@@ -31,7 +31,7 @@ class Replica:
         block_size: Tokens a KV block, as its events say.
         capacity_tokens: Size of its KV cache; None while unknown.
         held_tokens: Tokens its events say it holds.
-        trust: How far its events are to be believed, 0 to 1: 0 when they are lost or stale.
+        trust: How far its events are to be believed, 0 to 1: less while they are not followed.
         pending_prefill_tokens: Uncached prompt tokens of our leases before their first byte.
         running: Our leases.
         other_prefill_tokens, other_running: What it has beside our leases: other routers' work,

@@ -6,7 +6,10 @@ event before [DONE]), so the last bytes are kept and searched once, after the an
 
 import re
 
-_TAIL_BYTES = 4096
+# In a stream usage is among the last events. A whole answer may have long lists after it (vLLM's
+# prompt_token_ids), and comes in few pieces, so that keeping more of it costs little.
+_STREAM_TAIL_BYTES = 4096
+_WHOLE_TAIL_BYTES = 256 * 1024
 _EVENT = b"data: "
 _USAGE = b'"usage"'
 _NUMBERS = re.compile(rb'"(prompt_tokens|completion_tokens|cached_tokens)"\s*:\s*(\d+)')
@@ -31,18 +34,19 @@ class AnswerUsage:
 class AnswerScan:
     """Fed with an answer's raw bytes as they are relayed."""
 
-    __slots__ = ("_tail", "events")
+    __slots__ = ("_tail", "_tail_bytes", "events")
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_stream: bool) -> None:
         self.events = 0
         self._tail = b""
+        self._tail_bytes = _STREAM_TAIL_BYTES if is_stream else _WHOLE_TAIL_BYTES
 
     def feed(self, data: bytes) -> None:
         self.events += data.count(_EVENT)
-        if len(data) >= _TAIL_BYTES:
-            self._tail = data[-_TAIL_BYTES:]
+        if len(data) >= self._tail_bytes:
+            self._tail = data[-self._tail_bytes :]
         else:
-            self._tail = (self._tail + data)[-_TAIL_BYTES:]
+            self._tail = (self._tail + data)[-self._tail_bytes :]
 
     def ends_between_events(self, *, chunked: bool) -> bool:
         """Whether the last bytes end an event (and, with chunked framing, the chunk around it)."""

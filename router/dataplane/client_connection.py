@@ -11,6 +11,7 @@ Sources: RFC 9112 §3.2 (Host), §6.3 (framing), §9.3.2 (pipelining); RFC 9110 
 """
 
 import asyncio
+import logging
 from collections import deque
 from typing import Protocol, cast
 
@@ -19,34 +20,29 @@ import httptools
 from protocol.errors import (
     BadRequest,
     HeadersTooLarge,
+    InternalError,
+    MethodNotAllowed,
     PayloadTooLarge,
     ProtocolError,
     RequestTimedOut,
 )
 from router.config import LimitsConfig, TimeoutsConfig
 from router.dataplane.exchange import Exchange, Route
-from router.dataplane.http1 import CONTINUE, Header, Request, own_response
+from router.dataplane.http1 import (
+    CONTINUE,
+    Header,
+    OwnAnswer,
+    Request,
+    check_request_head,
+    expects_continue,
+    own_response,
+)
 
+log = logging.getLogger(__name__)
+
+_BUG = "the router failed; its log says why"
 _MAX_PIPELINED = 8
 _LINGER_S = 2.0
-
-
-class OwnAnswer:
-    """An answer the router gives itself."""
-
-    __slots__ = ("body", "content_type", "headers", "status")
-
-    def __init__(
-        self,
-        status: int,
-        body: bytes,
-        headers: tuple[Header, ...] = (),
-        content_type: bytes = b"application/json",
-    ) -> None:
-        self.status = status
-        self.body = body
-        self.headers = headers
-        self.content_type = content_type
 
 
 class Handler(Protocol):
@@ -76,6 +72,7 @@ class ClientConnection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._waiting: deque[Request | ProtocolError] = deque()
         self._reading_paused = False
+        self._writing_paused = False
         self._closing = False
         # The request being received: begun with its first byte, whole with its last.
         self._receiving = False
@@ -96,7 +93,9 @@ class ClientConnection(asyncio.Protocol):
         if error.retry_after_s is not None or error.status in (429, 503):
             retry_after_s = max(1, round(error.retry_after_s or 0))
             headers.append((b"retry-after", str(retry_after_s).encode()))
-        keep_alive = request.keep_alive and not self._handler.draining
+        if isinstance(error, MethodNotAllowed):
+            headers.append((b"allow", error.allow.encode()))
+        keep_alive = self._stays_open(request) and not isinstance(error, InternalError)
         self.write(
             own_response(
                 error.status,
@@ -162,6 +161,10 @@ class ClientConnection(asyncio.Protocol):
             self._reading_paused = True
             if self._transport is not None:
                 self._transport.pause_reading()
+        except httptools.HttpParserCallbackError:
+            log.exception("a request could not be taken")
+            self._reject(InternalError(_BUG))
+            return
         except httptools.HttpParserError as error:
             self._reject(BadRequest(f"not a valid HTTP/1.1 request: {error}"))
             return
@@ -181,12 +184,16 @@ class ClientConnection(asyncio.Protocol):
             exchange.client_gone()
 
     def pause_writing(self) -> None:
+        self._writing_paused = True
         if self._exchange is not None:
             self._exchange.pause()
 
     def resume_writing(self) -> None:
+        self._writing_paused = False
         if self._exchange is not None:
             self._exchange.resume()
+        else:
+            self._next()
 
     # httptools callbacks
 
@@ -215,14 +222,16 @@ class ClientConnection(asyncio.Protocol):
             self._reject(_head_too_large(self._limits))
             return
         try:
-            length = _check_head(self._headers, self._parser.get_http_version(), self._target)
+            length = check_request_head(
+                self._headers, self._parser.get_http_version(), self._target
+            )
         except BadRequest as error:
             self._reject(error)
             return
         if length is not None and length > self._limits.max_body_bytes:
             self._reject(_body_too_large(self._limits))
         else:
-            self._continue_owed = _expects_continue(self._headers)
+            self._continue_owed = expects_continue(self._headers)
             self._send_continue_if_owed()
 
     def on_body(self, body: bytes) -> None:
@@ -241,11 +250,10 @@ class ClientConnection(asyncio.Protocol):
         self._set_deadline()
         if self._rejection is not None or self._closing:
             return
-        version = self._parser.get_http_version()
         request = Request(
             method=self._parser.get_method(),
             target=self._target,
-            version=version,
+            version=self._parser.get_http_version(),
             headers=self._headers,
             body=self._body[0] if len(self._body) == 1 else b"".join(self._body),
             keep_alive=self._parser.should_keep_alive() and not self._parser.should_upgrade(),
@@ -263,8 +271,13 @@ class ClientConnection(asyncio.Protocol):
     # inside
 
     def _next(self) -> None:
-        """Starts on the next request that waits, in the order they came."""
-        if self._exchange is not None or self._closing or not self._waiting:
+        """Starts on the next request that waits, in the order they came.
+
+        Not while the client has not read the answers before it: they would pile up here.
+        """
+        if self._exchange is not None or self._closing or self._writing_paused:
+            return
+        if not self._waiting:
             return
         request = self._waiting.popleft()
         if isinstance(request, ProtocolError):
@@ -274,6 +287,16 @@ class ClientConnection(asyncio.Protocol):
             self._reading_paused = False
             if self._transport is not None:
                 self._transport.resume_reading()
+        try:
+            self._start(request)
+        except Exception:  # the edge: a bug of ours must not look like the client's fault
+            log.exception("request %s failed", request.request_id.decode(errors="replace"))
+            if self._exchange is not None:
+                self._exchange.crashed()
+            else:
+                self.answer_error(InternalError(_BUG), request)
+
+    def _start(self, request: Request) -> None:
         try:
             opened = self._handler.open(request)
         except ProtocolError as error:
@@ -287,7 +310,7 @@ class ClientConnection(asyncio.Protocol):
         self._exchange.start()
 
     def _answer_own(self, answer: OwnAnswer, request: Request) -> None:
-        keep_alive = request.keep_alive and not self._handler.draining
+        keep_alive = self._stays_open(request)
         self.write(
             own_response(
                 answer.status,
@@ -299,6 +322,9 @@ class ClientConnection(asyncio.Protocol):
             )
         )
         self.exchange_done(keep_alive=keep_alive)
+
+    def _stays_open(self, request: Request) -> bool:
+        return request.keep_alive and not self._handler.draining
 
     def _reject(self, error: ProtocolError) -> None:
         """This request cannot be taken, nor anything after it; answered when its turn comes."""
@@ -355,28 +381,6 @@ class ClientConnection(asyncio.Protocol):
             self._deadline = self._loop.time() + _LINGER_S
         else:
             self._transport.close()
-
-
-def _expects_continue(headers: list[Header]) -> bool:
-    return any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
-
-
-def _check_head(headers: list[Header], version: str, target: bytes) -> int | None:
-    """The declared content length. Raises BadRequest for heads that smuggling is made of."""
-    lengths = [value for name, value in headers if name == b"content-length"]
-    codings = [value for name, value in headers if name == b"transfer-encoding"]
-    hosts = [value for name, value in headers if name == b"host"]
-    if lengths and codings:
-        raise BadRequest("content-length and transfer-encoding exclude each other")
-    if len(lengths) > 1:
-        raise BadRequest("more than one content-length")
-    if codings and (len(codings) > 1 or codings[0].lower() != b"chunked" or version == "1.0"):
-        raise BadRequest("transfer-encoding can only be: chunked")
-    if len(hosts) > 1 or (version == "1.1" and not hosts):
-        raise BadRequest("a request has exactly one Host header")
-    if not target.startswith(b"/") and target != b"*":
-        raise BadRequest("the request target must be a path")
-    return int(lengths[0]) if lengths else None
 
 
 def _head_too_large(limits: LimitsConfig) -> HeadersTooLarge:

@@ -10,10 +10,9 @@
 import asyncio
 from typing import Protocol
 
-import httptools
-
 from protocol import sse
 from protocol.errors import (
+    InternalError,
     Overloaded,
     ProtocolError,
     TimedOut,
@@ -23,6 +22,7 @@ from protocol.errors import (
 )
 from router.config import TimeoutsConfig
 from router.dataplane.answer_scan import AnswerScan, AnswerUsage
+from router.dataplane.dechunker import Dechunker
 from router.dataplane.http1 import (
     LAST_CHUNK,
     Header,
@@ -45,6 +45,7 @@ class Outcome:
     BROKEN = "broken"  # failed before the first byte
     BROKEN_STREAM = "broken_stream"  # failed after it
     CLIENT_GONE = "client_gone"  # nobody's fault
+    CRASHED = "crashed"  # a bug of ours
 
 
 # What the client is told when no further replica may be tried.
@@ -120,8 +121,8 @@ class Exchange:
         self._connecting: asyncio.Task[None] | None = None
         self._stale_retry_used = False
         self._head: ResponseHead | None = None
-        self._scan = AnswerScan()
-        self._dechunker: _Dechunker | None = None
+        self._scan = AnswerScan(is_stream=False)
+        self._dechunker: Dechunker | None = None
         self._client_paused = False
         self._waiting_since = 0.0  # of the replica, or of the client while it is paused
         self._done = False
@@ -144,6 +145,16 @@ class Exchange:
         self._drop_connection()
         self._release(Outcome.CLIENT_GONE)
         self._finish()
+
+    def crashed(self) -> None:
+        """A bug of ours has shown while this was started: nothing of it is left behind."""
+        if self._done:
+            return
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self._drop_connection()
+        self._release(Outcome.CRASHED)
+        self._fail(InternalError("the router failed; its log says why"))
 
     def pause(self) -> None:
         """The client reads too slowly: stop reading from the replica."""
@@ -221,18 +232,23 @@ class Exchange:
             self,
             head_only=self.request.method == b"HEAD",
         )
+        if self._client_paused:
+            connection.pause_reading()
 
     # AnswerSink
 
     def answer_head(self, head: ResponseHead) -> None:
         if head.status in (429, 503) and self._route.may_retry(self._loop.time()):
             self._drop_connection()
-            self._replica_failed(Outcome.REFUSED, f"the replica answered {head.status}")
+            self.failure = f"the replica answered {head.status}"
+            self._release(Outcome.REFUSED)
+            self._attempt()
             return
         self.status = head.status
         self._head = head
+        self._scan = AnswerScan(is_stream=head.is_event_stream())
         if head.chunked and self.request.version == "1.0":
-            self._dechunker = _Dechunker()
+            self._dechunker = Dechunker()
 
     def answer_bytes(self, data: bytes) -> None:
         if self._head is None:
@@ -272,7 +288,7 @@ class Exchange:
         if stale and not self._stale_retry_used and self._assignment is not None:
             # The replica had closed this idle connection before it saw the request: not its fault.
             self._stale_retry_used = True
-            self._reach(self._assignment)
+            self._connecting = self._loop.create_task(self._connect(self._assignment))
             return
         self._replica_failed(Outcome.BROKEN, reason)
 
@@ -364,21 +380,3 @@ class Exchange:
         if not self._done:
             self._done = True
             self._route.finished(self, self._loop.time())
-
-
-class _Dechunker:
-    """Takes the chunk framing off a body, for clients that only speak HTTP/1.0."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._parser = httptools.HttpResponseParser(self)
-        self._parser.feed_data(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-
-    def on_body(self, body: bytes) -> None:
-        self._parts.append(body)
-
-    def feed(self, data: bytes) -> bytes:
-        self._parser.feed_data(data)
-        whole = b"".join(self._parts)
-        self._parts.clear()
-        return whole

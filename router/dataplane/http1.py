@@ -6,6 +6,8 @@ Sources: RFC 9110 §7.6.1 (hop-by-hop fields), RFC 9112 §6 (framing), RFC 8297 
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 
+from protocol.errors import BadRequest
+
 Header = tuple[bytes, bytes]
 
 # Fields that speak of one connection only, never forwarded (RFC 9110 §7.6.1). Framing
@@ -105,6 +107,50 @@ class ResponseHead:
             name == b"content-type" and value.lower().startswith(b"text/event-stream")
             for name, value in self.headers
         )
+
+
+class OwnAnswer:
+    """An answer the router gives itself."""
+
+    __slots__ = ("body", "content_type", "headers", "status")
+
+    def __init__(
+        self,
+        status: int,
+        body: bytes,
+        headers: tuple[Header, ...] = (),
+        content_type: bytes = b"application/json",
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.headers = headers
+        self.content_type = content_type
+
+
+def expects_continue(headers: list[Header]) -> bool:
+    return any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
+
+
+def check_request_head(headers: list[Header], version: str, target: bytes) -> int | None:
+    """The declared content length.
+
+    Raises:
+        BadRequest: a head that smuggling is made of, or that names no host or path.
+    """
+    lengths = [value for name, value in headers if name == b"content-length"]
+    codings = [value for name, value in headers if name == b"transfer-encoding"]
+    hosts = [value for name, value in headers if name == b"host"]
+    if lengths and codings:
+        raise BadRequest("content-length and transfer-encoding exclude each other")
+    if len(lengths) > 1:
+        raise BadRequest("more than one content-length")
+    if codings and (len(codings) > 1 or codings[0].lower() != b"chunked" or version == "1.0"):
+        raise BadRequest("transfer-encoding can only be: chunked")
+    if len(hosts) > 1 or (version == "1.1" and not hosts):
+        raise BadRequest("a request has exactly one Host header")
+    if not target.startswith(b"/") and target != b"*":
+        raise BadRequest("the request target must be a path")
+    return int(lengths[0]) if lengths else None
 
 
 def connection_tokens(headers: Iterable[Header]) -> set[bytes]:

@@ -52,11 +52,15 @@ class ReplicaPool:
         if len(self._open) + self._connecting >= self._max_connections:
             raise PoolFull(f"{self._max_connections} connections are open")
         self._connecting += 1
+        connection = ReplicaConnection(self, self._max_head_bytes)
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: ReplicaConnection(self, self._max_head_bytes), self._host, self._port
+                await asyncio.get_running_loop().create_connection(
+                    lambda: connection, self._host, self._port
                 )
+        except asyncio.CancelledError:
+            connection.abandon()  # it may just have been made
+            raise
         except TimeoutError as error:
             raise ConnectFailed(f"no connection within {self._connect_timeout_s} s") from error
         except OSError as error:

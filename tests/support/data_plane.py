@@ -5,12 +5,12 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from protocol.errors import ProtocolError, Unavailable
+from protocol.errors import MethodNotAllowed, ProtocolError, Unavailable
 from router.config import LimitsConfig, TimeoutsConfig
 from router.dataplane.answer_scan import AnswerUsage
-from router.dataplane.client_connection import ClientConnection, OwnAnswer
+from router.dataplane.client_connection import ClientConnection
 from router.dataplane.exchange import Exchange, Outcome
-from router.dataplane.http1 import Request
+from router.dataplane.http1 import OwnAnswer, Request
 from router.dataplane.pool import ReplicaPool
 from router.dataplane.server import Server
 
@@ -172,6 +172,8 @@ class StubHandler:
 
     def open(self, request: Request) -> StubRoute | OwnAnswer:
         if request.path == b"/own":
+            if request.method not in (b"GET", b"HEAD"):
+                raise MethodNotAllowed("use GET", allow="GET, HEAD")
             return OwnAnswer(200, b'{"own":true}')
         return StubRoute(self)
 

@@ -5,8 +5,16 @@ import contextlib
 
 import pytest
 
-from router.config import LimitsConfig, TimeoutsConfig
-from tests.support.data_plane import TIMEOUT_S, Call, ScriptedReplica, data_plane, post
+from router.config import LimitsConfig
+from tests.support.data_plane import (
+    TIMEOUT_S,
+    Call,
+    ScriptedReplica,
+    StubHandler,
+    StubRoute,
+    data_plane,
+    post,
+)
 
 
 async def answer(call: Call) -> None:
@@ -265,69 +273,89 @@ async def test_one_connection_too_many_is_closed() -> None:
         assert (await first.response())[1] == b'{"ok":true}'
 
 
-SLOW_REQUESTS = {
-    "half a head": (b"GET /own HTTP/1.1\r\nHost:", b"HTTP/1.1 408 ", b"head"),
-    "half a body": (post(body=b"12345")[:-2], b"HTTP/1.1 408 ", b"body"),
-    "nothing": (b"", b"", b""),
-}
+async def test_a_client_that_never_reads_is_not_served_on_and_on() -> None:
+    answer_bytes = 200_000
+    served = 0
+
+    async def large(call: Call) -> None:
+        nonlocal served
+        served += 1
+        await call.json(b"x" * answer_bytes)
+
+    async with data_plane(ScriptedReplica("r0", large)) as plane:
+        client = await plane.connect()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        for _ in range(400):
+            client.writer.write(post())
+        seen = None
+        async with asyncio.timeout(TIMEOUT_S):
+            while seen is None or served != seen or not served:
+                seen = served
+                await asyncio.sleep(0.2)
+        assert served < 100
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        for _ in range(400):
+            assert len((await client.response())[1]) == answer_bytes
 
 
-@pytest.mark.parametrize(("sent", "status", "what"), SLOW_REQUESTS.values(), ids=SLOW_REQUESTS)
-async def test_a_client_that_does_not_go_on_is_not_waited_for(
-    sent: bytes, status: bytes, what: bytes
+@pytest.mark.parametrize("where", ["open", "assign"])
+@pytest.mark.parametrize("pipelined", [False, True], ids=["alone", "pipelined"])
+async def test_our_own_bug_is_a_500_with_a_traceback_in_the_log(
+    where: str, pipelined: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    timeouts = TimeoutsConfig(request_head_s=0.1, request_body_s=0.1, keep_alive_s=0.1)
-    async with data_plane(ScriptedReplica("r0", answer), timeouts=timeouts) as plane:
-        client = await plane.connect()
-        await client.send(sent)
-        try:
-            rest = await client.rest()
-        except ConnectionResetError:
-            rest = b""
-    assert rest.startswith(status)
-    assert what in rest
+    def bug(*arguments: object) -> None:
+        raise RuntimeError("a bug of ours")
 
-
-async def test_a_replica_that_does_not_answer_is_a_504() -> None:
-    timeouts = TimeoutsConfig(first_byte_s=0.1)
-    async with data_plane(ScriptedReplica("r0", silent), timeouts=timeouts) as plane:
+    async with data_plane(ScriptedReplica("r0", answer)) as plane:
         client = await plane.connect()
+        if pipelined:
+            await client.send(b"GET /own HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (await client.response())[1] == b'{"own":true}'
+        monkeypatch.setattr(StubHandler if where == "open" else StubRoute, where, bug)
         await client.send(post())
-        assert (await client.response())[0].startswith(b"HTTP/1.1 504 ")
+        answered = await client.rest()
+        monkeypatch.undo()
+    assert answered.startswith(b"HTTP/1.1 500 ")
+    assert b"a bug of ours" not in answered
+    assert "a bug of ours" in caplog.text
+    assert "Traceback" in caplog.text
 
 
-async def test_a_stream_that_falls_silent_ends_with_an_error_event() -> None:
-    async def script(call: Call) -> None:
-        await call.start_stream()
-        await call.event(b"one")
-        await call.until_router_leaves()
+async def test_after_a_stale_connection_a_fresh_one_is_taken() -> None:
+    replica = ScriptedReplica("r0", answer)
+    async with data_plane(replica) as plane:
+        clients = [await plane.connect() for _ in range(3)]
+        release = asyncio.Event()
 
-    timeouts = TimeoutsConfig(between_bytes_s=0.1)
-    async with data_plane(ScriptedReplica("r0", script), timeouts=timeouts) as plane:
+        async def together(call: Call) -> None:
+            if len(replica.calls) == 3:
+                release.set()
+            await release.wait()
+            await call.json()
+
+        replica.script = together
+        for client in clients:
+            await client.send(post())
+        for client in clients:
+            await client.response()
+        assert replica.connections == 3  # all idle now
+
+        async def stale(call: Call) -> None:
+            if replica.connections == 3:
+                call.reset()
+            else:
+                await call.json()
+
+        replica.script = stale
+        await clients[0].send(post())
+        assert (await clients[0].response())[1] == b'{"ok":true}'
+        assert [outcome for _, outcome in plane.handler.outcomes] == ["answered"] * 4
+
+
+async def test_a_405_says_what_is_allowed() -> None:
+    async with data_plane(ScriptedReplica("r0", answer)) as plane:
         client = await plane.connect()
-        await client.send(post())
-        rest = await client.rest()
-    assert b"was silent for 0.1 s" in rest
-    assert rest.endswith(b"0\r\n\r\n")
-
-
-async def test_draining_finishes_what_runs_and_closes_what_idles() -> None:
-    go_on = asyncio.Event()
-
-    async def script(call: Call) -> None:
-        await call.start_stream()
-        await call.event(b"one")
-        await go_on.wait()
-        await call.event(b"two")
-        await call.end_stream()
-
-    async with data_plane(ScriptedReplica("r0", script)) as plane:
-        idle, busy_client = await plane.connect(), await plane.connect()
-        await busy_client.send(post())
-        await busy_client.until(b"one\n\n")
-        plane.handler.draining = True
-        drained = asyncio.create_task(plane.handler.server.drain(TIMEOUT_S))
-        assert await idle.rest() == b""
-        go_on.set()
-        assert (await busy_client.rest()).endswith(b"0\r\n\r\n")
-        assert await drained
+        await client.send(b"POST /own HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+        head, _ = await client.response()
+    assert head.startswith(b"HTTP/1.1 405 ")
+    assert b"allow: GET, HEAD\r\n" in head
