@@ -87,7 +87,10 @@ class ChatTemplate:
                     "add_generation_prompt": add_generation_prompt,
                 }
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except (
+            *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError),
+            *(ArithmeticError, RecursionError),
+        ) as error:
             # Templates fail on input they did not foresee with whatever Python raises in them.
             raise TemplateError(f"the chat template refuses these messages: {error}") from error
         if continue_final_message:

@@ -68,7 +68,7 @@ async def _render(api: ApiContext, chat: ChatRequest, body_bytes: int) -> str:
             tools=chat.tools,
             add_generation_prompt=chat.add_generation_prompt,
             continue_final_message=chat.continue_final_message,
-            **(chat.chat_template_kwargs or {}),
+            variables=chat.chat_template_kwargs,
         )
 
     reserved = {"messages", "tools", "add_generation_prompt", "continue_final_message"}

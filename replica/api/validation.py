@@ -20,7 +20,8 @@ _COMPLETION_MAX_TOKENS = 16
 _MAX_STOPS = 4
 _MAX_STOP_CHARACTERS = 1024
 _MAX_STOP_TOKEN_IDS = 128
-_SEED_MASK = 2**63 - 1
+_SEED_MASK = 2**64 - 1
+"""Signed and unsigned seeds name the same 64 bits."""
 
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(?P<field>[^`]+)`")
@@ -205,7 +206,7 @@ def _sampling(request: SamplingFields, random_seed: Callable[[], int]) -> Sampli
         _check_range(top_k, "top_k", lowest=-1, highest=2**31 - 1)
         top_k = top_k if top_k > 0 else None  # vLLM's clients send 0 or -1 for "all"
     if request.seed is not None:
-        _check_range(request.seed, "seed", lowest=-(2**63), highest=2**63 - 1)
+        _check_range(request.seed, "seed", lowest=-(2**63), highest=2**64 - 1)
     seed = random_seed() if request.seed is None else request.seed
     return SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed & _SEED_MASK

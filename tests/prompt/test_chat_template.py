@@ -156,3 +156,16 @@ def test_the_recorded_prompts_are_rendered_byte_for_byte() -> None:
         assert rendered.startswith(assets.vocabulary.detokenise(token_ids))
         compared += 1
     assert compared == 10
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ messages | tojson }}", "{{ 1 // (messages | length - 1) }}", "{{ 'a' * 10 ** 30 }}"],
+    ids=["deep nesting", "division by zero", "too large"],
+)
+def test_whatever_python_raises_in_a_template_is_a_template_error(source: str) -> None:
+    nested: list[object] = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(TemplateError, match="refuses these messages"):
+        ChatTemplate(source).render([{"role": "user", "content": "hi", "extra": nested}])
