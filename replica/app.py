@@ -16,11 +16,9 @@ import os
 import secrets
 import signal
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import uvloop
 from aiohttp import web
@@ -72,13 +70,12 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        with tempfile.TemporaryDirectory(prefix="warmroute-") as directory:
-            replica = Replica(config, Path(directory))
-            try:
-                await replica.listen(on_listening)
-                await replica.run_until(stop, engine_command, load_text or load_served_text)
-            finally:
-                await replica.close()
+        replica = Replica(config)
+        try:
+            await replica.listen(on_listening)
+            await replica.run_until(stop, engine_command, load_text or load_served_text)
+        finally:
+            await replica.close()
     except CannotRun as error:
         _say(f"replica {config.id}: {error}")
         return 1
@@ -92,12 +89,11 @@ async def serve(
 class Replica:
     """One replica's parts while it lives. `close` must be called, whatever happened."""
 
-    def __init__(self, config: ReplicaConfig, directory: Path) -> None:
+    def __init__(self, config: ReplicaConfig) -> None:
         self._config = config
         self._told_percent = 0
         metrics = ReplicaMetrics(config)
         self._client = EngineClient(
-            directory,
             on_stats=metrics.update,
             on_progress=self._tell_progress,
         )

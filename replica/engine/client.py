@@ -8,9 +8,10 @@ the end aborts the sequence, so a client that goes away frees its blocks.
 """
 
 import asyncio
+import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import zmq
@@ -88,19 +89,19 @@ class EngineClient:
 
     def __init__(
         self,
-        directory: Path,
         *,
         on_stats: Callable[[Stats], None] = lambda stats: None,
         on_progress: Callable[[float], None] = lambda fraction: None,
     ) -> None:
         """
         Args:
-            directory: Private and short: two Unix sockets are bound in it.
             on_stats: Called with every new state of the engine.
             on_progress: Called while the model loads, with the fraction done.
         """
-        self.requests_endpoint = f"ipc://{directory}/requests"
-        self.answers_endpoint = f"ipc://{directory}/answers"
+        # Abstract Unix sockets (unix(7)): no files, so that nothing is left behind however we end.
+        name = f"ipc://@warmroute-{secrets.token_hex(16)}"
+        self.requests_endpoint = f"{name}-requests"
+        self.answers_endpoint = f"{name}-answers"
         self.stats = Stats()
         self.progress = 0.0
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
@@ -119,9 +120,12 @@ class EngineClient:
         plain: zmq.Context[zmq.Socket[bytes]] = zmq.Context(self._context)
         self._requests = plain.socket(zmq.PUSH)
         self._requests.set(zmq.SNDHWM, 0)
+        # They have no file permissions either: only our own user may connect.
+        self._requests.set(zmq.IPC_FILTER_UID, os.getuid())
         self._requests.bind(self.requests_endpoint)
         self._answers = self._context.socket(zmq.PULL)
         self._answers.set(zmq.RCVHWM, 0)
+        self._answers.set(zmq.IPC_FILTER_UID, os.getuid())
         self._answers.bind(self.answers_endpoint)
 
     @property

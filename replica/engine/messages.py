@@ -3,7 +3,7 @@
     API process ──PUSH──▶ PULL engine       Submit, Abort, TakeSnapshot, ResetPrefixCache, Shutdown
     API process ◀──PULL── PUSH engine       Loading…, Ready or Failed, then StepOutputs, Refusal, …
 
-The API process binds both sockets in a private directory; the engine connects. Both ends are the
+The API process binds both sockets, the engine connects. Both ends are the
 same program, so there is no versioning.
 """
 

@@ -11,8 +11,8 @@ from tests.support.fake_engine import ApiHarness, make_config, running_api
 
 
 @pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[ApiHarness]:
-    async with running_api(make_config(), tmp_path) as harness:
+async def api() -> AsyncIterator[ApiHarness]:
+    async with running_api(make_config()) as harness:
         yield harness
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +12,8 @@ from tests.support.fake_engine import ApiHarness, GatedRunner, make_config, runn
 
 
 @pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[ApiHarness]:
-    async with running_api(make_config(), tmp_path) as harness:
+async def api() -> AsyncIterator[ApiHarness]:
+    async with running_api(make_config()) as harness:
         yield harness
 
 
@@ -196,10 +195,10 @@ async def test_tools_reach_the_template(api: ApiHarness) -> None:
 
 
 @pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
-async def test_a_client_that_goes_away_frees_its_blocks(tmp_path: Path, streamed: bool) -> None:
+async def test_a_client_that_goes_away_frees_its_blocks(streamed: bool) -> None:
     config = make_config()
     runner = GatedRunner(config.engine.block_size)
-    async with running_api(config, tmp_path, runner) as api:
+    async with running_api(config, runner) as api:
         body = {"prompt": "abc\n", "max_tokens": 200, "ignore_eos": True, "stream": streamed}
         runner.allow(3)
         writer = await send_raw(api, "/v1/completions", body)
@@ -215,10 +214,10 @@ async def test_a_client_that_goes_away_frees_its_blocks(tmp_path: Path, streamed
         assert (load["running"], load["held_blocks"], load["server_load"]) == (0, 0, 0)
 
 
-async def test_a_full_engine_answers_429_with_retry_after(tmp_path: Path) -> None:
+async def test_a_full_engine_answers_429_with_retry_after() -> None:
     config = make_config(engine={"max_running_sequences": 1, "max_waiting_sequences": 1})
     runner = GatedRunner(config.engine.block_size)
-    async with running_api(config, tmp_path, runner) as api:
+    async with running_api(config, runner) as api:
         body = {"prompt": "abc\n", "max_tokens": 200, "ignore_eos": True}
         asking = [asyncio.create_task(api.post("/v1/completions", body)) for _ in range(2)]
         async with asyncio.timeout(10):

@@ -1,7 +1,6 @@
 """What the replica's API refuses, and how: status, code and the field at fault."""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +13,9 @@ HI = [{"role": "user", "content": "hi"}]
 
 
 @pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[ApiHarness]:
+async def api() -> AsyncIterator[ApiHarness]:
     config = make_config(limits={"max_body_bytes": 4096})
-    async with running_api(config, tmp_path) as harness:
+    async with running_api(config) as harness:
         yield harness
 
 

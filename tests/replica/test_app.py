@@ -74,7 +74,6 @@ async def test_a_stop_signal_lets_answers_finish_and_leaves_nothing_behind(
         url = await replica.url()
         engine = int((await replica.line(r"engine pid (\d+)")).group(1))
         await replica.line("ready, serving")
-        assert list(scratch.glob("warmroute-*"))
         async with session.post(url + "/v1/completions", json={**LONG, "stream": True}) as response:
             await response.content.readline()
             replica.process.send_signal(signal.SIGTERM)
@@ -124,12 +123,17 @@ async def test_an_engine_crash_fails_what_is_in_flight_and_ends_the_replica(
     assert "  engine: RuntimeError: the device fell off the bus" in replica.lines
 
 
-async def test_an_orphaned_engine_ends(model_file: Path) -> None:
-    async with replica_process(config_for(model_file)) as replica:
+async def test_an_orphaned_engine_ends_and_a_killed_replica_leaves_nothing_behind(
+    tmp_path: Path, model_file: Path
+) -> None:
+    scratch = tmp_path / "t"
+    scratch.mkdir()
+    async with replica_process(config_for(model_file), scratch=scratch) as replica:
         engine = int((await replica.line(r"engine pid (\d+)")).group(1))
         await replica.line("ready, serving")
         replica.process.kill()
         await until_gone(engine)
+        assert not list(scratch.iterdir())
 
 
 async def fails_with_one_line(replica: ReplicaProcess, line: str) -> None:

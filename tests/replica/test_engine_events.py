@@ -83,7 +83,7 @@ async def test_replay_live_events_and_snapshot_tell_the_same(tmp_path: Path) -> 
     subscriber = Subscriber(tmp_path)
     config = make_config(**events_config(tmp_path))
     try:
-        async with running_api(config, tmp_path, None) as api:
+        async with running_api(config) as api:
             await ask(api, "before anybody listened")
             early = await snapshot(api)
             assert early.epoch == "epoch-1"
@@ -116,7 +116,7 @@ async def test_replay_live_events_and_snapshot_tell_the_same(tmp_path: Path) -> 
 async def test_live_events_carry_on_where_the_snapshot_ends(tmp_path: Path) -> None:
     subscriber = Subscriber(tmp_path)
     try:
-        async with running_api(make_config(**events_config(tmp_path)), tmp_path) as api:
+        async with running_api(make_config(**events_config(tmp_path))) as api:
             # A subscription takes effect some time after connecting: ask until one arrives.
             live = asyncio.create_task(subscriber.next_batch())
             for i in range(1000):
@@ -146,7 +146,7 @@ async def test_a_replay_from_the_future_is_only_its_end_and_nonsense_is_ignored(
 ) -> None:
     subscriber = Subscriber(tmp_path)
     try:
-        async with running_api(make_config(**events_config(tmp_path)), tmp_path) as api:
+        async with running_api(make_config(**events_config(tmp_path))) as api:
             await ask(api, "something")
             await subscriber._replay.send_multipart([b"", b"nonsense!"])
             await subscriber._replay.send_multipart([b"only one frame"])
@@ -155,8 +155,8 @@ async def test_a_replay_from_the_future_is_only_its_end_and_nonsense_is_ignored(
         subscriber.close()
 
 
-async def test_without_kv_events_the_snapshot_still_tells_the_cache(tmp_path: Path) -> None:
-    async with running_api(make_config(), tmp_path) as api:
+async def test_without_kv_events_the_snapshot_still_tells_the_cache() -> None:
+    async with running_api(make_config()) as api:
         assert (await snapshot(api)).seq == -1
         await ask(api, "a prompt of some blocks")
         after = await snapshot(api)
@@ -171,7 +171,7 @@ async def test_load_reports_arrive_while_idle(tmp_path: Path) -> None:
     socket.connect(f"ipc://{tmp_path}/load")
     config = make_config(load_reports={"endpoint": f"ipc://{tmp_path}/load", "interval_s": 0.01})
     try:
-        async with running_api(config, tmp_path):
+        async with running_api(config):
             async with asyncio.timeout(TIMEOUT_S):
                 reports = [decode_load_report(await socket.recv()) for _ in range(3)]
         assert {(one.running, one.waiting, one.tokens) for one in reports} == {(0, 0, 0)}

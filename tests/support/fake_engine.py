@@ -4,7 +4,6 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -82,7 +81,7 @@ class ApiHarness:
 
 @asynccontextmanager
 async def running_api(
-    config: ReplicaConfig, directory: Path, runner: FakeRunner | None = None
+    config: ReplicaConfig, runner: FakeRunner | None = None
 ) -> AsyncIterator[ApiHarness]:
     runner = runner or FakeRunner(config.engine.block_size, echo, VOCABULARY)
     metrics = ReplicaMetrics(config)
@@ -92,10 +91,7 @@ async def running_api(
         metrics.update(stats)
         harness.stats_changed.set()
 
-    client = EngineClient(
-        directory,
-        on_stats=on_stats,
-    )
+    client = EngineClient(on_stats=on_stats)
     api = ApiContext(
         config=config, client=client, metrics=metrics, random_seed=lambda: 7, started_at_s=1
     )
