@@ -56,6 +56,19 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     response_format: dict[str, Any] | None = None
+    min_tokens: int | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
+    prompt_logprobs: int | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    use_beam_search: bool | None = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
 
 
 class ChatRequest(SamplingFields, frozen=True, kw_only=True):
@@ -64,6 +77,7 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     messages: list[ChatMessage]
     max_completion_tokens: int | None = None
     tools: list[dict[str, Any]] | None = None
+    functions: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -79,7 +93,7 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     """
 
     prompt: str | list[int | str | list[int]]
-    echo: bool = False
+    echo: bool | None = None
     suffix: str | None = None
     logprobs: int | None = None
 

@@ -29,7 +29,12 @@ _GGUF_EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
 class Tokenizer:
-    """One model's tokenizer. Immutable; safe to use from several threads."""
+    """One model's tokenizer. Immutable; safe to use from several threads.
+
+    Attributes:
+        eos_token_ids: Tokens that end an answer.
+        longest_token_characters: No token stands for more characters of a text.
+    """
 
     def __init__(
         self, backend: tokenizers.Tokenizer, kind: VocabularyKind, eos_token_ids: Iterable[int]
@@ -48,6 +53,7 @@ class Tokenizer:
         ends = (i for i in self._special_ids if tokens[i] in _END_OF_MESSAGE)
         self.eos_token_ids: frozenset[int] = frozenset([*ends, *eos_token_ids])
         self.vocab_size: int = backend.get_vocab_size()
+        self.longest_token_characters = max(map(len, tokens.values()), default=1)
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -64,11 +70,14 @@ class Tokenizer:
         Args:
             add_special_tokens: Also those that the model wants around every text (often BOS).
         """
-        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        # A batch of one: unlike `encode`, it lets other threads run, and finds no offsets.
+        (found,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(found.ids)
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of `token_ids`, special tokens included; broken UTF-8 as U+FFFD."""
-        return self._backend.decode(token_ids, skip_special_tokens=False)
+        (text,) = self._backend.decode_batch([token_ids], skip_special_tokens=False)
+        return text
 
     def detokenizer(self) -> "Detokenizer":
         """For the tokens of one answer, as they come."""

@@ -41,6 +41,12 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     wish = validation.wish_of_chat(chat, api.random_seed, api.vocab_size)
     with api.admitted():
         text = await _render(api, chat, len(body))
+        validation.check_text_length(
+            text,
+            model.tokenizer.longest_token_characters,
+            api.config.model.max_model_len,
+            "messages",
+        )
         prompt = await model.encode(text, add_special_tokens=False)
         kind = answers.Chat(f"chatcmpl-{uuid.uuid4().hex}", api.config.model.name)
         return await _answer(request, chat, wish, prompt, kind, arrived_s, "messages")
@@ -89,6 +95,10 @@ async def _completion_prompt(
 ) -> list[int]:
     prompt = validation.one_prompt(body.prompt)
     if isinstance(prompt, str):
+        longest_token = model.tokenizer.longest_token_characters
+        validation.check_text_length(
+            prompt, longest_token, api.config.model.max_model_len, "prompt"
+        )
         return await model.encode(prompt, add_special_tokens=True)
     validation.check_token_ids(prompt, api.vocab_size, "prompt")
     return prompt

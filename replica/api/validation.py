@@ -23,6 +23,13 @@ _MAX_STOP_TOKEN_IDS = 128
 _SEED_MASK = 2**64 - 1
 """Signed and unsigned seeds name the same 64 bits."""
 
+_REFUSED = (
+    *("bad_words", "allowed_token_ids", "prompt_logprobs", "include_stop_str_in_output"),
+    *("truncate_prompt_tokens", "use_beam_search", "structured_outputs", "guided_json"),
+    *("guided_regex", "guided_choice", "guided_grammar"),
+)
+"""vLLM's fields that change the answer and are not here."""
+
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(?P<field>[^`]+)`")
 
@@ -72,6 +79,7 @@ def wish_of_chat(request: ChatRequest, random_seed: Callable[[], int], vocabular
     """Raises BadRequest naming the first field that cannot be honoured."""
     _refuse(request.logprobs, (None, False), "logprobs")
     _refuse(request.top_logprobs, (None, 0), "top_logprobs")
+    _refuse(request.functions, (None, []), "functions")
     _refuse(request.tool_choice, (None, "none", "auto"), "tool_choice")
     if not request.messages:
         raise BadRequest("messages must not be empty", param="messages")
@@ -102,7 +110,7 @@ def wish_of_completion(
 ) -> Wish:
     """Raises BadRequest naming the first field that cannot be honoured."""
     _refuse(request.logprobs, (None,), "logprobs")
-    _refuse(request.echo, (False,), "echo")
+    _refuse(request.echo, (None, False), "echo")
     _refuse(request.suffix, (None, ""), "suffix")
     max_tokens = _COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     _check_range(max_tokens, "max_tokens", lowest=1)
@@ -142,6 +150,21 @@ def check_token_ids(token_ids: list[int], vocabulary: int, param: str) -> None:
             )
 
 
+def check_text_length(text: str, longest_token: int, context: int, param: str) -> None:
+    """Raises ContextTooLong for a text that cannot fit, so that it need not be tokenised.
+
+    Args:
+        longest_token: Characters of the longest token.
+        context: Tokens.
+    """
+    if len(text) > longest_token * context:
+        raise ContextTooLong(
+            f"this model's context holds {context} tokens, prompt and answer together; "
+            f"the prompt has {len(text)} characters, at least {len(text) // longest_token} tokens",
+            param=param,
+        )
+
+
 def tokens_to_generate(prompt_tokens: int, wish: Wish, context: int, param: str) -> int:
     """How many tokens to generate: what was asked, clipped to what the context holds.
 
@@ -174,6 +197,10 @@ def _wish(
     _refuse(request.repetition_penalty, (None, 1), "repetition_penalty")
     _refuse(request.logit_bias, (None, {}), "logit_bias")
     _refuse(request.response_format, (None, {"type": "text"}), "response_format")
+    _refuse(request.min_tokens, (None, 0), "min_tokens")
+    _refuse(request.skip_special_tokens, (None, True), "skip_special_tokens")
+    for name in _REFUSED:
+        _refuse(getattr(request, name), (None, False, []), name)
     if request.stream_options is not None and not request.stream:
         raise BadRequest("stream_options needs stream to be true", param="stream_options")
     if request.cache_salt == "":

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.support.byte_model import ByteTokenizer
 from tests.support.fake_engine import ApiHarness, GatedRunner, make_config, running_api
 
 CHAT = "/v1/chat/completions"
@@ -239,3 +240,23 @@ async def test_a_reset_and_snapshots_under_load_change_no_answer() -> None:
         answers = [(await one)[1]["choices"][0]["text"] for one in asked]
         assert answers == lines
         await nothing_left(api)
+
+
+async def test_a_text_too_long_for_the_context_is_refused_without_tokenising_it(
+    api: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(self: ByteTokenizer, text: str, add_special_tokens: bool) -> list[int]:
+        raise AssertionError("tokenised")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ByteTokenizer, "encode", encode)
+        for path, body in (
+            (PLAIN, {"prompt": "a" * 5000}),
+            (CHAT, {"messages": [{"role": "user", "content": "a" * 5000}]}),
+        ):
+            status, answer = await api.post(path, body)
+            assert (status, answer["error"]["code"]) == (400, "context_length_exceeded"), answer
+
+
+async def test_a_null_echo_is_none(api: ApiHarness) -> None:
+    assert (await api.post(PLAIN, {"prompt": "a\n", "echo": None}))[0] == 200

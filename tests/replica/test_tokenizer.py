@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import threading
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -152,6 +153,28 @@ def test_bos_is_added_where_the_file_says_so() -> None:
 def test_text_comes_back_from_its_tokens(tokenizer: Tokenizer) -> None:
     for text in random_texts(200):
         assert tokenizer.decode(tokenizer.encode(text, False)) == text
+
+
+@pytest.mark.parametrize("work", ["encode", "decode"])
+def test_other_threads_run_while_a_long_text_is_worked_on(tokenizer: Tokenizer, work: str) -> None:
+    text = "hello world " * 100_000
+    ids = [28120, 905] * 500_000
+    begun, done = threading.Event(), threading.Event()
+
+    def run() -> None:
+        begun.wait()
+        tokenizer.encode(text, False) if work == "encode" else tokenizer.decode(ids)
+        done.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    begun.set()
+    turns = 0
+    while not done.wait(0.001):
+        turns += 1
+    thread.join()
+    # Were the interpreter held throughout, there would be a turn or two before and after it.
+    assert turns >= 10
 
 
 def test_a_split_character_is_never_shown_in_pieces(tokenizer: Tokenizer) -> None:

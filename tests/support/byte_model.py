@@ -40,6 +40,7 @@ class ByteDetokenizer:
 
 class ByteTokenizer:
     eos_token_ids = frozenset({END})
+    longest_token_characters = len("<|im_start|>")
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         tokens: list[int] = []
