@@ -52,7 +52,11 @@ def sample(
     random_rows = temperatures.nonzero().squeeze(1)
     if len(random_rows) == 0:
         return picked
-    scaled = logits[random_rows] / temperatures[random_rows].unsqueeze(1)
+    scaled = logits[random_rows]
+    # The likeliest at 0, so that dividing by next to nothing leaves it there and no inf - inf.
+    scaled = scaled.sub_(scaled.amax(dim=-1, keepdim=True)).div_(
+        temperatures[random_rows].unsqueeze(1)
+    )
     _filter(scaled, top_k[random_rows], top_p[random_rows], min_p[random_rows])
     noise = _gumbel(seeds[random_rows], positions[random_rows], logits.shape[1])
     picked[random_rows] = scaled.add_(noise).argmax(dim=-1)

@@ -67,6 +67,14 @@ def test_temperature_zero_takes_the_likeliest_and_the_first_of_equals(row: torch
     assert draw(logits, temperature=0.0).tolist() == [best, 7, best]
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-40, 1e-44])
+def test_a_temperature_near_zero_takes_the_likeliest(row: torch.Tensor, temperature: float) -> None:
+    logits = torch.stack([row, row + 100, row - 100, row * 1e4])
+    best = [int(row.argmax())] * 4
+    assert draw(logits, temperature=temperature).tolist() == best
+    assert draw(logits, temperature=temperature, top_p=0.5, min_p=0.1).tolist() == best
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_draws_follow_the_softmax_at_a_temperature(row: torch.Tensor, temperature: float) -> None:
     tokens = draw(row.repeat(DRAWS, 1), temperature=temperature)
