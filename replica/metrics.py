@@ -1,5 +1,5 @@
 """All of the replica's Prometheus metrics, under vLLM's names and labels, so that dashboards,
-autoscalers and routers made for vLLM read them unchanged.
+autoscalers and routers made for vLLM read them unchanged; `warmroute:` where vLLM has none.
 
 Source: vllm/v1/metrics/loggers.py; buckets as vLLM 0.32 exports them.
 """
@@ -32,7 +32,8 @@ _TOTALS = {
     "vllm:prefix_cache_queries": ("prefix_queries", "Prompt tokens looked up in the cache."),
     "vllm:prefix_cache_hits": ("prefix_hits", "Prompt tokens found in the cache."),
     "vllm:prompt_tokens_cached": ("prefix_hits", "Prompt tokens found in the cache."),
-    "vllm:prompt_tokens_recomputed": ("recomputed_tokens", "Tokens computed again."),
+    # vLLM's prompt_tokens_recomputed is something else: cached tokens computed for their logits.
+    "warmroute:recomputed_tokens": ("recomputed_tokens", "Tokens computed again after preemption."),
     "vllm:num_preemptions": ("preemptions", "Sequences that lost their blocks while running."),
 }
 
