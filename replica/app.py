@@ -32,6 +32,7 @@ from replica.engine.child import ENGINE_COMMAND, EngineChild, describe_exit
 from replica.engine.client import EngineClient
 from replica.engine.process import EXIT_COULD_NOT_START, EngineStart
 from replica.metrics import ReplicaMetrics
+from replica.sampling_defaults import OPENAI_DEFAULTS, read_sampling_defaults
 
 LoadText = Callable[[ReplicaConfig], ServedModel]
 
@@ -219,6 +220,11 @@ def load_served_text(config: ReplicaConfig) -> ServedModel:
     return ServedModel(
         tokenizer=Tokenizer.load(path),
         chat_template=load_prompt_assets(path).chat_template,
+        sampling=(
+            read_sampling_defaults(path)
+            if config.model.generation_config == "auto"
+            else OPENAI_DEFAULTS
+        ),
     )
 
 

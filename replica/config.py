@@ -36,6 +36,9 @@ class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         dtype: What weights and KV cache are computed in. `auto`: the device's best.
         max_model_len: Tokens of context, prompt and answer together. Default 4096.
         aliases: Further names it answers to. Default none.
+        generation_config: How to sample where a request does not say. `auto` (default): as the
+            generation_config.json of a Hugging Face directory recommends (temperature, top_p,
+            top_k, min_p), as vLLM does. `none`: OpenAI's defaults, temperature 1 and all tokens.
     """
 
     name: Name
@@ -43,6 +46,7 @@ class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_model_len: Annotated[int, Meta(ge=2)] = 4096
     aliases: tuple[Name, ...] = ()
+    generation_config: Literal["auto", "none"] = "auto"
 
 
 class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

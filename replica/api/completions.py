@@ -38,7 +38,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     body = await request.read()
     chat = validation.decode_body(body, _chat_decoder)
     validation.check_model(chat.model, api.config.model)
-    wish = validation.wish_of_chat(chat, api.random_seed, api.vocab_size)
+    wish = validation.wish_of_chat(chat, api.random_seed, api.vocab_size, model.sampling)
     with api.admitted():
         text = await _render(api, chat, len(body))
         validation.check_text_length(
@@ -57,7 +57,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     model = api.ready_model()
     body = validation.decode_body(await request.read(), _completion_decoder)
     validation.check_model(body.model, api.config.model)
-    wish = validation.wish_of_completion(body, api.random_seed, api.vocab_size)
+    wish = validation.wish_of_completion(body, api.random_seed, api.vocab_size, model.sampling)
     with api.admitted():
         prompt = await _completion_prompt(body, api, model)
         kind = answers.Completion(f"cmpl-{uuid.uuid4().hex}", api.config.model.name)

@@ -14,6 +14,7 @@ from replica.api.text import Detokenizer
 from replica.config import ReplicaConfig
 from replica.engine.client import RETRY_AFTER_S, EngineClient
 from replica.metrics import ReplicaMetrics
+from replica.sampling_defaults import OPENAI_DEFAULTS, SamplingDefaults
 
 _INLINE_CHARACTERS = 500
 """Longer texts are tokenised in a thread: some 150 tokens, below 1 ms, are not worth the trip."""
@@ -41,10 +42,12 @@ class ServedModel:
 
     Attributes:
         chat_template: None when the model has none: then it cannot chat.
+        sampling: What holds where a client does not say.
     """
 
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
+    sampling: SamplingDefaults = OPENAI_DEFAULTS
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         if len(text) <= _INLINE_CHARACTERS:

@@ -11,6 +11,7 @@ from protocol.errors import BadRequest, ContextTooLong, ModelNotFound
 from protocol.openai import ChatRequest, CompletionRequest, SamplingFields
 from replica.config import Model
 from replica.core.plan import SamplingParams
+from replica.sampling_defaults import SamplingDefaults
 
 Body = TypeVar("Body")
 
@@ -75,7 +76,12 @@ def check_model(asked: str, model: Model) -> None:
         )
 
 
-def wish_of_chat(request: ChatRequest, random_seed: Callable[[], int], vocabulary: int) -> Wish:
+def wish_of_chat(
+    request: ChatRequest,
+    random_seed: Callable[[], int],
+    vocabulary: int,
+    defaults: SamplingDefaults,
+) -> Wish:
     """Raises BadRequest naming the first field that cannot be honoured."""
     _refuse(request.logprobs, (None, False), "logprobs")
     _refuse(request.top_logprobs, (None, 0), "top_logprobs")
@@ -102,11 +108,14 @@ def wish_of_chat(request: ChatRequest, random_seed: Callable[[], int], vocabular
         max_tokens, name = request.max_tokens, "max_tokens"
     if max_tokens is not None:
         _check_range(max_tokens, name, lowest=1)
-    return _wish(request, max_tokens, random_seed, vocabulary)
+    return _wish(request, max_tokens, random_seed, vocabulary, defaults)
 
 
 def wish_of_completion(
-    request: CompletionRequest, random_seed: Callable[[], int], vocabulary: int
+    request: CompletionRequest,
+    random_seed: Callable[[], int],
+    vocabulary: int,
+    defaults: SamplingDefaults,
 ) -> Wish:
     """Raises BadRequest naming the first field that cannot be honoured."""
     _refuse(request.logprobs, (None,), "logprobs")
@@ -114,7 +123,7 @@ def wish_of_completion(
     _refuse(request.suffix, (None, ""), "suffix")
     max_tokens = _COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     _check_range(max_tokens, "max_tokens", lowest=1)
-    return _wish(request, max_tokens, random_seed, vocabulary)
+    return _wish(request, max_tokens, random_seed, vocabulary, defaults)
 
 
 def one_prompt(prompt: str | list[int | str | list[int]]) -> str | list[int]:
@@ -189,6 +198,7 @@ def _wish(
     max_tokens: int | None,
     random_seed: Callable[[], int],
     vocabulary: int,
+    defaults: SamplingDefaults,
 ) -> Wish:
     _refuse(request.n, (None, 1), "n")
     _refuse(request.best_of, (None, 1), "best_of")
@@ -210,7 +220,7 @@ def _wish(
         raise BadRequest(f"at most {_MAX_STOP_TOKEN_IDS} stop tokens", param="stop_token_ids")
     check_token_ids(stop_token_ids, vocabulary, "stop_token_ids")
     return Wish(
-        sampling=_sampling(request, random_seed),
+        sampling=_sampling(request, random_seed, defaults),
         max_tokens=max_tokens,
         stops=_stops(request.stop),
         stop_token_ids=tuple(stop_token_ids),
@@ -219,17 +229,21 @@ def _wish(
     )
 
 
-def _sampling(request: SamplingFields, random_seed: Callable[[], int]) -> SamplingParams:
-    temperature = 1.0 if request.temperature is None else request.temperature
-    top_p = 1.0 if request.top_p is None else request.top_p
-    min_p = 0.0 if request.min_p is None else request.min_p
-    _check_range(temperature, "temperature", lowest=0, highest=2)
+def _sampling(
+    request: SamplingFields, random_seed: Callable[[], int], defaults: SamplingDefaults
+) -> SamplingParams:
+    temperature = defaults.temperature if request.temperature is None else request.temperature
+    top_p = defaults.top_p if request.top_p is None else request.top_p
+    min_p = defaults.min_p if request.min_p is None else request.min_p
+    if request.temperature is not None:
+        _check_range(temperature, "temperature", lowest=0, highest=2)
     if not 0 < top_p <= 1:
         raise BadRequest(f"top_p must be above 0 and at most 1, not {top_p}", param="top_p")
     if not 0 <= min_p < 1:
         raise BadRequest(f"min_p must be at least 0 and below 1, not {min_p}", param="min_p")
-    top_k = request.top_k
-    if top_k is not None:
+    top_k = defaults.top_k
+    if request.top_k is not None:
+        top_k = request.top_k
         _check_range(top_k, "top_k", lowest=-1, highest=2**31 - 1)
         top_k = top_k if top_k > 0 else None  # vLLM's clients send 0 or -1 for "all"
     if request.seed is not None:
