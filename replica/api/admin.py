@@ -1,5 +1,6 @@
 """Everything but completions: models, tokens, health, load, metrics, the KV cache."""
 
+import asyncio
 from importlib import metadata
 from typing import Any
 
@@ -48,17 +49,21 @@ async def tokenize(request: web.Request) -> web.Response:
     validation.check_model(body.model, api.config.model)
     if (body.prompt is None) == (body.messages is None):
         raise BadRequest("give one of prompt and messages", param="prompt")
-    if body.prompt is not None:
-        tokens = await model.encode(body.prompt, add_special_tokens=body.add_special_tokens)
-    else:
-        messages = validation.as_template_messages(body.messages or [])
-        try:
-            text = api.chat_template().render(
-                messages, add_generation_prompt=body.add_generation_prompt
-            )
-        except TemplateError as error:
-            raise BadRequest(str(error), param="messages") from error
-        tokens = await model.encode(text, add_special_tokens=False)
+    with api.admitted():
+        if body.prompt is not None:
+            tokens = await model.encode(body.prompt, add_special_tokens=body.add_special_tokens)
+        else:
+            messages = validation.as_template_messages(body.messages or [])
+            try:
+                # In a thread: how long it takes is the client's choice.
+                text = await asyncio.to_thread(
+                    api.chat_template().render,
+                    messages,
+                    add_generation_prompt=body.add_generation_prompt,
+                )
+            except TemplateError as error:
+                raise BadRequest(str(error), param="messages") from error
+            tokens = await model.encode(text, add_special_tokens=False)
     return _json(
         TokenizeResponse(
             tokens=tokens, count=len(tokens), max_model_len=api.config.model.max_model_len
@@ -72,7 +77,8 @@ async def detokenize(request: web.Request) -> web.Response:
     body = validation.decode_body(await request.read(), _detokenize_decoder)
     validation.check_model(body.model, api.config.model)
     validation.check_token_ids(body.tokens, api.vocab_size, "tokens")
-    return _json(DetokenizeResponse(prompt=await model.decode(body.tokens)))
+    with api.admitted():
+        return _json(DetokenizeResponse(prompt=await model.decode(body.tokens)))
 
 
 async def health(request: web.Request) -> web.Response:

@@ -67,7 +67,7 @@ class ApiContext:
     Attributes:
         random_seed: A fresh 63-bit seed at each call.
         model: Set once the model is loaded.
-        num_requests: Completions being answered, from their tokenisation on.
+        num_requests: Requests being answered that hold a text or a sequence.
     """
 
     config: ReplicaConfig
@@ -80,7 +80,7 @@ class ApiContext:
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """One more completion is being answered while this is held.
+        """One more request that holds a text or a sequence is being answered while this is held.
 
         Raises:
             Overloaded: as many are as the engine takes; better told before than after tokenising.

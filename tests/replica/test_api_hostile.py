@@ -260,3 +260,12 @@ async def test_a_text_too_long_for_the_context_is_refused_without_tokenising_it(
 
 async def test_a_null_echo_is_none(api: ApiHarness) -> None:
     assert (await api.post(PLAIN, {"prompt": "a\n", "echo": None}))[0] == 200
+
+
+async def test_tokenising_is_bounded_as_completions_are(api: ApiHarness) -> None:
+    engine = api.api.config.engine
+    api.api.num_requests += engine.max_running_sequences + engine.max_waiting_sequences
+    for path, body in (("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [97]})):
+        status, answer = await api.post(path, body)
+        assert (status, answer["error"]["code"]) == (429, "overloaded")
+    api.api.num_requests = 0

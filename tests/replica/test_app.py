@@ -1,6 +1,7 @@
 """The replica as real processes: starting, stopping, crashing, being orphaned."""
 
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -121,6 +122,23 @@ async def test_an_engine_crash_fails_what_is_in_flight_and_ends_the_replica(
         replica.lines
     )
     assert "  engine: RuntimeError: the device fell off the bus" in replica.lines
+
+
+async def test_an_engine_that_is_killed_ends_streams_with_an_error_and_the_replica(
+    model_file: Path, session: aiohttp.ClientSession
+) -> None:
+    async with replica_process(config_for(model_file)) as replica:
+        url = await replica.url()
+        engine = int((await replica.line(r"engine pid (\d+)")).group(1))
+        await replica.line("ready, serving")
+        streaming = await session.post(url + "/v1/completions", json={**LONG, "stream": True})
+        await streaming.content.readline()
+        os.kill(engine, signal.SIGKILL)
+        body = await streaming.read()
+        assert b'"code":"unavailable"' in body
+        assert b"[DONE]" not in body
+        assert await replica.exit_code() == 1
+    assert "replica r0: the engine process ended: killed by signal 9" in replica.lines
 
 
 async def test_an_orphaned_engine_ends_and_a_killed_replica_leaves_nothing_behind(
