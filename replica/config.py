@@ -109,6 +109,8 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Attributes:
         max_body_bytes: Largest request body; a larger one is answered 413. Default 16 MiB.
+        body_timeout_s: How long a request's body may take to arrive after its head, seconds;
+            then 408. Default 60.
         shutdown_timeout_s: How long requests may go on after a stop signal before they are
             aborted, seconds. Default 10.
         engine_timeout_s: How long the engine may take to answer a snapshot or a reset, seconds.
@@ -116,6 +118,7 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     max_body_bytes: Positive = 16 * 1024 * 1024
+    body_timeout_s: Seconds = 60.0
     shutdown_timeout_s: Seconds = 10.0
     engine_timeout_s: Seconds = 30.0
 

@@ -45,7 +45,7 @@ async def models(request: web.Request) -> web.Response:
 async def tokenize(request: web.Request) -> web.Response:
     api = request.app[API]
     model = api.ready_model()
-    body = validation.decode_body(await request.read(), _tokenize_decoder)
+    body = validation.decode_body(await api.body_of(request), _tokenize_decoder)
     validation.check_model(body.model, api.config.model)
     if (body.prompt is None) == (body.messages is None):
         raise BadRequest("give one of prompt and messages", param="prompt")
@@ -74,7 +74,7 @@ async def tokenize(request: web.Request) -> web.Response:
 async def detokenize(request: web.Request) -> web.Response:
     api = request.app[API]
     model = api.ready_model()
-    body = validation.decode_body(await request.read(), _detokenize_decoder)
+    body = validation.decode_body(await api.body_of(request), _detokenize_decoder)
     validation.check_model(body.model, api.config.model)
     validation.check_token_ids(body.tokens, api.vocab_size, "tokens")
     with api.admitted():

@@ -35,7 +35,7 @@ _INLINE_MESSAGES_BYTES = 2000
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     api, arrived_s = request.app[API], asyncio.get_running_loop().time()
     model = api.ready_model()
-    body = await request.read()
+    body = await api.body_of(request)
     chat = validation.decode_body(body, _chat_decoder)
     validation.check_model(chat.model, api.config.model)
     wish = validation.wish_of_chat(chat, api.random_seed, api.vocab_size, model.sampling)
@@ -55,7 +55,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 async def completions(request: web.Request) -> web.StreamResponse:
     api, arrived_s = request.app[API], asyncio.get_running_loop().time()
     model = api.ready_model()
-    body = validation.decode_body(await request.read(), _completion_decoder)
+    body = validation.decode_body(await api.body_of(request), _completion_decoder)
     validation.check_model(body.model, api.config.model)
     wish = validation.wish_of_completion(body, api.random_seed, api.vocab_size, model.sampling)
     with api.admitted():

@@ -9,7 +9,7 @@ from typing import Protocol
 from aiohttp import web
 
 from prompt.chat_template import ChatTemplate
-from protocol.errors import BadRequest, Overloaded
+from protocol.errors import BadRequest, Overloaded, RequestTimedOut
 from replica.api.text import Detokenizer
 from replica.config import ReplicaConfig
 from replica.engine.client import RETRY_AFTER_S, EngineClient
@@ -96,6 +96,15 @@ class ApiContext:
             yield
         finally:
             self.num_requests -= 1
+
+    async def body_of(self, request: web.Request) -> bytes:
+        """The request's body, whole. Raises RequestTimedOut, so that nobody holds a place idly."""
+        limit_s = self.config.limits.body_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await request.read()
+        except TimeoutError as error:
+            raise RequestTimedOut(f"the body did not arrive within {limit_s} s") from error
 
     def ready_model(self) -> ServedModel:
         """Raises Unavailable until the model is loaded, and when the engine has ended."""

@@ -1,5 +1,6 @@
 """What the replica's API refuses, and how: status, code and the field at fault."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -200,3 +201,15 @@ async def test_an_engine_that_ends_fails_what_is_in_flight_and_health(api: ApiHa
     assert (await api.get("/health"))[0] == 503
     status, answer = await api.get("/ready")
     assert (status, answer["status"]) == (503, "ended")
+
+
+@pytest.mark.parametrize("path", [CHAT, PLAIN, "/tokenize", "/detokenize"])
+async def test_a_body_that_does_not_arrive_is_not_waited_for(path: str) -> None:
+    config = make_config(limits={"body_timeout_s": 0.1})
+    async with running_api(config) as harness, asyncio.timeout(10):
+        port = int(harness.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST " + path.encode() + b" HTTP/1.1\r\nHost: x\r\n")
+        writer.write(b"Content-Length: 100\r\n\r\n{")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+        writer.transport.abort()
