@@ -8,7 +8,7 @@ from typing import Any
 
 from prompt.chat_template import ChatTemplate
 from prompt.errors import ModelFileError
-from prompt.model_files import GgufFile, read_json
+from prompt.model_files import GgufFile, open_model_files, read_json
 from prompt.vocabulary import Vocabulary, VocabularyKind
 
 _PACKAGE_PREFIX = "package:"
@@ -62,11 +62,16 @@ def load_prompt_assets(path: Path) -> PromptAssets:
     Raises:
         ModelFileError: the files are missing or not understood; the message names which.
     """
-    return _from_directory(path) if path.is_dir() else _from_gguf(path)
+    return prompt_assets_of(open_model_files(path))
 
 
-def _from_gguf(path: Path) -> PromptAssets:
-    read = GgufFile(path).metadata.get
+def prompt_assets_of(files: Path | GgufFile) -> PromptAssets:
+    """The same of model files that are open already. Raises ModelFileError."""
+    return _from_gguf(files) if isinstance(files, GgufFile) else _from_directory(files)
+
+
+def _from_gguf(file: GgufFile) -> PromptAssets:
+    path, read = file.path, file.metadata.get
     tokens: list[str] | None = read("tokenizer.ggml.tokens")
     if tokens is None:
         raise ModelFileError(f"{path}: no tokenizer.ggml.tokens in the file")

@@ -68,6 +68,16 @@ class GgufFile:
         return np.array(values, dtype=np.float32).reshape(self.shapes[name])
 
 
+def open_model_files(path: Path) -> "Path | GgufFile":
+    """`path` if it is a directory, else the GGUF file, opened: reading its head takes seconds, so
+    that whoever needs several things of it opens it once.
+
+    Raises:
+        ModelFileError: it is no GGUF file.
+    """
+    return path if path.is_dir() else GgufFile(path)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 

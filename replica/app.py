@@ -23,8 +23,9 @@ from collections.abc import Callable, Sequence
 import uvloop
 from aiohttp import web
 
-from prompt.assets import load_prompt_assets, resolve_model_path
+from prompt.assets import prompt_assets_of, resolve_model_path
 from prompt.errors import PromptError
+from prompt.model_files import open_model_files
 from replica.api.context import ApiContext, ServedModel
 from replica.api.server import build_runner
 from replica.config import ReplicaConfig
@@ -217,9 +218,10 @@ def load_served_text(config: ReplicaConfig) -> ServedModel:
     # Imported here: it takes seconds, and the port should answer before.
     from replica.tokenizer import Tokenizer
 
+    files = open_model_files(path)
     return ServedModel(
-        tokenizer=Tokenizer.load(path),
-        chat_template=load_prompt_assets(path).chat_template,
+        tokenizer=Tokenizer.of(files),
+        chat_template=prompt_assets_of(files).chat_template,
         sampling=(
             read_sampling_defaults(path)
             if config.model.generation_config == "auto"

@@ -8,7 +8,7 @@ from typing import Any
 import tokenizers
 
 from prompt.errors import ModelFileError
-from prompt.model_files import GgufFile, read_json
+from prompt.model_files import GgufFile, open_model_files, read_json
 from prompt.vocabulary import Vocabulary, VocabularyKind
 from replica.gguf_tokenizer import tokenizer_from_gguf
 
@@ -62,7 +62,12 @@ class Tokenizer:
         Raises:
             ModelFileError: it is missing or not one we can build.
         """
-        return _from_directory(path) if path.is_dir() else _from_gguf(path)
+        return cls.of(open_model_files(path))
+
+    @classmethod
+    def of(cls, files: Path | GgufFile) -> "Tokenizer":
+        """The same of model files that are open already. Raises ModelFileError."""
+        return _from_gguf(files) if isinstance(files, GgufFile) else _from_directory(files)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of `text`; special tokens written in it count as such.
@@ -142,8 +147,8 @@ def _read_optional(file: Path) -> dict[str, Any]:
     return read_json(file) if file.exists() else {}
 
 
-def _from_gguf(path: Path) -> Tokenizer:
-    metadata = GgufFile(path).metadata
-    backend, kind = tokenizer_from_gguf(metadata, path.name)
+def _from_gguf(file: GgufFile) -> Tokenizer:
+    metadata = file.metadata
+    backend, kind = tokenizer_from_gguf(metadata, file.path.name)
     ids = (metadata.get(f"tokenizer.ggml.{key}") for key in _GGUF_EOS_KEYS)
     return Tokenizer(backend, kind, {i for i in ids if i is not None})
