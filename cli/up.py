@@ -15,7 +15,7 @@ import httpx
 from cli.config_file import UpConfig
 
 _LAST_LINES = 20
-_STOP_TIMEOUT_S = 15.0
+_STOP_GRACE_S = 5.0
 _POLL_INTERVAL_S = 0.2
 _READ_LIMIT_BYTES = 1024 * 1024
 
@@ -65,11 +65,20 @@ def run(path: Path, config: UpConfig) -> int:
 
 async def _run(path: Path, config: UpConfig) -> int:
     stopped = asyncio.Event()
+    children: list[_Child] = []
+
+    def on_signal() -> None:
+        """The first asks all to finish; the second does not wait for that."""
+        if stopped.is_set():
+            for child in children:
+                child.kill()
+        stopped.set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(number, on_signal)
 
-    children = [
+    children += [
         await _Child.start(replica.id, "replica", "-c", str(path), "--id", replica.id)
         for replica in config.replicas
     ]
@@ -94,7 +103,9 @@ async def _run(path: Path, config: UpConfig) -> int:
     finally:
         announce.cancel()
         stop.cancel()
-        await _stop_all(children, outputs)
+        # A router that drains may take as long as it is configured to.
+        timeout_s = config.router.timeouts.drain_s + _STOP_GRACE_S
+        await _stop_all(children, outputs, timeout_s)
 
 
 def _report_death(child: _Child) -> None:
@@ -108,13 +119,17 @@ def _report_death(child: _Child) -> None:
     sys.stderr.flush()
 
 
-async def _stop_all(children: list[_Child], outputs: dict[asyncio.Task[None], _Child]) -> None:
+async def _stop_all(
+    children: list[_Child], outputs: dict[asyncio.Task[None], _Child], timeout_s: float
+) -> None:
     """The router first, so that it finishes what runs while there are replicas to answer."""
     for group in (children[-1:], children[:-1]):
         for child in group:
             child.stop()
         tasks = [task for task, child in outputs.items() if child in group]
-        _, pending = await asyncio.wait(tasks, timeout=_STOP_TIMEOUT_S)
+        if not tasks:
+            continue
+        _, pending = await asyncio.wait(tasks, timeout=timeout_s)
         if pending:
             for child in group:
                 child.kill()
@@ -125,7 +140,7 @@ async def _announce_when_ready(config: UpConfig) -> None:
     """Prints how to use it, once every replica is ready and the router knows it."""
     url = _local_url(config.router.listen.host, config.router.listen.port)
     urls = [f"{_local_url(r.listen.host, r.listen.port)}/ready" for r in config.replicas]
-    async with httpx.AsyncClient(timeout=2.0) as http:
+    async with httpx.AsyncClient(timeout=2.0, trust_env=False) as http:
         for ready_url in [*urls, f"{url}/ready"]:
             await _until_ready(http, ready_url)
     model = config.router.models[0].name

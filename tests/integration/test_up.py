@@ -77,12 +77,35 @@ def test_it_tells_how_to_use_it_and_ctrl_c_stops_everything(
     assert f"curl {url}/v1/chat/completions" in output
     assert f'OpenAI(base_url="{url}/v1"' in output
     assert "loading model" in output
-    assert httpx.get(f"{url}/ready").status_code == 200
+    assert httpx.get(f"{url}/ready", trust_env=False).status_code == 200
     children = children_of(up.pid)
     assert len(children) >= 5  # router, two APIs, two engines
     up.signal(signal.SIGINT)
     assert up.wait() == 0
     assert "Fatal" not in up.output()
+    assert not [child for child in children if is_alive(child)]
+
+
+def test_a_second_ctrl_c_does_not_wait_for_running_answers(
+    tmp_path: Path, processes: list[Process]
+) -> None:
+    config = up_config(["r0"])
+    up = start_up(tmp_path, config, processes)
+    until(up, "warmroute is ready at")
+    children = children_of(up.pid)
+    url = f"http://127.0.0.1:{config['router']['listen']['port']}"
+    body = {"prompt": "Once", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    with (
+        httpx.Client(trust_env=False, timeout=60) as http,
+        http.stream("POST", f"{url}/v1/completions", json=body) as response,
+    ):
+        text = response.iter_raw()
+        next(text)
+        up.signal(signal.SIGINT)
+        until(up, "draining")
+        next(text)  # the first signal lets it go on
+        up.signal(signal.SIGINT)
+        assert up.wait(20) == 0
     assert not [child for child in children if is_alive(child)]
 
 

@@ -141,7 +141,7 @@ class Stack:
         router = self.config["router"]
         self.url = f"http://127.0.0.1:{router['listen']['port']}"
         self.admin_url = f"http://127.0.0.1:{router['admin']['port']}"
-        self.http = httpx.Client(base_url=self.url, timeout=60.0)
+        self.http = httpx.Client(base_url=self.url, timeout=60.0, trust_env=False)
 
     def start(self, name: str) -> None:
         """A replica by its id, or the router."""
@@ -164,7 +164,9 @@ class Stack:
             process.stop()
 
     def model(self) -> dict[str, Any]:
-        model: dict[str, Any] = httpx.get(f"{self.admin_url}/admin/replicas").json()["models"][0]
+        model: dict[str, Any] = self.http.get(f"{self.admin_url}/admin/replicas").json()["models"][
+            0
+        ]
         return model
 
     def replica(self, replica_id: str) -> dict[str, Any]:
@@ -196,7 +198,7 @@ class Stack:
             for replica in self.model()["replicas"]:
                 if replica["state"] != "ready":
                     continue
-                load = httpx.get(f"{replica['url']}/kv_cache/snapshot").content
+                load = self.http.get(f"{replica['url']}/kv_cache/snapshot").content
                 seq = _snapshot_seq(load)
                 known = replica["events"]["seq"]
                 if replica["leases"] or (known if known is not None else -1) != seq:
