@@ -11,6 +11,7 @@ from prompt.errors import ModelFileError
 from prompt.model_files import GgufFile, open_model_files, read_json
 from prompt.vocabulary import Vocabulary, VocabularyKind
 from replica.gguf_tokenizer import tokenizer_from_gguf
+from replica.segment_cache import SegmentCache, cuts_at_added_tokens
 
 # Tokens that end an assistant's message where a model has them, whatever its files say of EOS.
 # Source: llama.cpp `llama-vocab.cpp`, the list of end-of-generation tokens.
@@ -29,7 +30,7 @@ _GGUF_EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
 class Tokenizer:
-    """One model's tokenizer. Immutable; safe to use from several threads.
+    """One model's tokenizer. Safe to use from several threads.
 
     Attributes:
         eos_token_ids: Tokens that end an answer.
@@ -54,6 +55,7 @@ class Tokenizer:
         self.eos_token_ids: frozenset[int] = frozenset([*ends, *eos_token_ids])
         self.vocab_size: int = backend.get_vocab_size()
         self.longest_token_characters = max(map(len, tokens.values()), default=1)
+        self._segments = SegmentCache(backend) if cuts_at_added_tokens(backend) else None
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -75,6 +77,8 @@ class Tokenizer:
         Args:
             add_special_tokens: Also those that the model wants around every text (often BOS).
         """
+        if self._segments is not None and not add_special_tokens:
+            return self._segments.encode(text)
         # A batch of one: unlike `encode`, it lets other threads run, and finds no offsets.
         (found,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return list(found.ids)

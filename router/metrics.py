@@ -65,6 +65,12 @@ class RouterMetrics:
             ["model", "replica"],
             registry=self.registry,
         )
+        self.regret_tokens = Counter(
+            "warmroute_regret_tokens",
+            "Prompt tokens computed although another replica held them.",
+            ["model"],
+            registry=self.registry,
+        )
         self.completion_tokens = Counter(
             "warmroute_completion_tokens",
             "Generated tokens of answers that reported usage.",

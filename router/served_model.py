@@ -119,10 +119,11 @@ class ServedModel:
         """
         text = prompt or b""
         output_tokens = self.cost.expected_output_tokens(output_tokens_max)
+        match = self.tree.match(namespace, text)
         decision = self._policy.choose(
             RouteQuery(
                 prompt=text,
-                match=self.tree.match(namespace, text),
+                match=match,
                 bytes_per_token=self.cost.bytes_per_token,
                 expected_output_tokens=output_tokens,
                 excluded=excluded,
@@ -131,6 +132,10 @@ class ServedModel:
             self._rng,
         )
         self.last_decision = decision
+        held_somewhere = max((one.tokens for one in match.confirmed.values()), default=0)
+        if held_somewhere > decision.matched_tokens:
+            regret = held_somewhere - decision.matched_tokens
+            self._metrics.regret_tokens.labels(self.name).inc(regret)
         lease = self.fleet.lease(decision.replica, decision.uncached_tokens, output_tokens, now)
         prediction = None
         if text:

@@ -271,3 +271,14 @@ async def test_no_lease_is_left_whatever_ends_the_requests() -> None:
         )
         await router.until_idle()
         assert books_are_even(router.models["m"])
+
+
+async def test_what_another_replica_held_is_regretted() -> None:
+    model = served(events=True, replicas=2)  # round robin cares for no cache
+    model.tree.store("r1", (), [1, 2], None, [PROMPT[:8], PROMPT[8:16]], 4)
+    for _ in range(2):  # one of them goes to r1, which needs no regret
+        assign(model, streaming=True).release(Outcome.ANSWERED, 200, USAGE, clock())
+    regret = model._metrics.registry.get_sample_value(
+        "warmroute_regret_tokens_total", {"model": "m"}
+    )
+    assert regret == 8
