@@ -126,6 +126,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _log_to_stderr(level: str) -> None:
+    # Looked up for each record, and not in our format.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

@@ -110,7 +110,7 @@ class RouterHandler:
         self.server.closed(connection)
 
     def refused(self, request: Request, error: ProtocolError) -> None:
-        self.metrics.requests.labels(_NO_MODEL, _NO_MODEL, str(error.status)).inc()
+        self.metrics.requests[_NO_MODEL, _NO_MODEL, str(error.status)].inc()
         if self._log_requests:
             log.info(
                 "request_id=%s target=%s status=%d error=%s",
@@ -123,12 +123,12 @@ class RouterHandler:
     def finished(self, routed: "RoutedRequest", exchange: Exchange, now: float) -> None:
         request = exchange.request
         model, replica = routed.model.name, exchange.replica_id or _NO_MODEL
-        self.metrics.requests.labels(model, replica, str(exchange.status)).inc()
-        self.metrics.request_seconds.labels(model).observe(now - request.started_at)
+        self.metrics.requests[model, replica, str(exchange.status)].inc()
+        self.metrics.request_seconds[(model,)].observe(now - request.started_at)
         first_byte_s = None
         if exchange.first_byte_at is not None:
             first_byte_s = exchange.first_byte_at - request.started_at
-            self.metrics.first_byte_seconds.labels(model).observe(first_byte_s)
+            self.metrics.first_byte_seconds[(model,)].observe(first_byte_s)
         if not self._log_requests:
             return
         usage = exchange.usage

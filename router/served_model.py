@@ -135,7 +135,7 @@ class ServedModel:
         held_somewhere = max((one.tokens for one in match.confirmed.values()), default=0)
         if held_somewhere > decision.matched_tokens:
             regret = held_somewhere - decision.matched_tokens
-            self._metrics.regret_tokens.labels(self.name).inc(regret)
+            self._metrics.regret_tokens[(self.name,)].inc(regret)
         lease = self.fleet.lease(decision.replica, decision.uncached_tokens, output_tokens, now)
         prediction = None
         if text:
@@ -189,7 +189,7 @@ class ServedModel:
     ) -> None:
         """An attempt is over: learn from it."""
         replica = assignment.replica_id
-        self._metrics.attempts.labels(self.name, replica, outcome).inc()
+        self._metrics.attempts[self.name, replica, outcome].inc()
         now = asyncio.get_running_loop().time()
         state_event = _STATE_EVENTS.get(outcome)
         if state_event is not None:
@@ -211,17 +211,17 @@ class ServedModel:
         assert usage.prompt_tokens is not None
         replica, lease = assignment.replica_id, assignment.lease
         metrics = self._metrics
-        metrics.prompt_tokens.labels(self.name, replica).inc(usage.prompt_tokens)
+        metrics.prompt_tokens[self.name, replica].inc(usage.prompt_tokens)
         self.cost.observe_prompt(assignment.prompt_bytes, usage.prompt_tokens)
         if usage.completion_tokens is not None:
-            metrics.completion_tokens.labels(self.name, replica).inc(usage.completion_tokens)
+            metrics.completion_tokens[self.name, replica].inc(usage.completion_tokens)
             self.cost.observe_output(usage.completion_tokens)
         uncached = lease.uncached_tokens
         if usage.cached_tokens is not None:
-            metrics.matched_tokens.labels(self.name, replica).inc(assignment.matched_tokens)
-            metrics.cached_tokens.labels(self.name, replica).inc(usage.cached_tokens)
+            metrics.matched_tokens[self.name, replica].inc(assignment.matched_tokens)
+            metrics.cached_tokens[self.name, replica].inc(usage.cached_tokens)
             error = abs(assignment.matched_tokens - usage.cached_tokens)
-            metrics.match_error_tokens.labels(self.name, replica).inc(error)
+            metrics.match_error_tokens[self.name, replica].inc(error)
             uncached = usage.prompt_tokens - usage.cached_tokens
         if assignment.first_token_s is None:
             return
