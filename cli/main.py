@@ -36,6 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     up = commands.add_parser("up", help="router and replicas as child processes of one terminal")
     _add_config(up)
+    _add_stop_with_stdin(up)
     up.set_defaults(run=_up)
 
     router = commands.add_parser("router", help="the router")
@@ -69,7 +70,11 @@ def _add_child(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-level", default="info", choices=["debug", "info", "warning", "error"]
     )
-    # For `up`: its children end when it does, however it ended.
+    _add_stop_with_stdin(parser)
+
+
+def _add_stop_with_stdin(parser: argparse.ArgumentParser) -> None:
+    """For whoever starts us as a child: we end when it does, however it ended."""
     parser.add_argument("--stop-with-stdin", action="store_true", help=argparse.SUPPRESS)
 
 

@@ -88,8 +88,9 @@ class Process:
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cli.main", *arguments],
-                stdin=subprocess.DEVNULL,
+                # Should this test run be killed, it ends too: its stdin closes.
+                [sys.executable, "-m", "cli.main", *arguments, "--stop-with-stdin"],
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -109,24 +110,30 @@ class Process:
     def kill(self) -> None:
         """As a machine that loses power: no time to say goodbye."""
         self._process.kill()
-        self._process.wait()
+        self.wait()
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 
     def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
-        return self._process.wait(timeout_s)
+        code = self._process.wait(timeout_s)
+        self._close_stdin()
+        return code
+
+    def _close_stdin(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL for the whole session if that is not enough."""
-        if self.running:
-            self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(STOP_TIMEOUT_S)
-                return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        self._close_stdin()
 
 
 class Stack:
