@@ -10,7 +10,7 @@ import msgspec
 import yaml
 
 from replica.config import ReplicaConfig
-from router.config import RouterConfig
+from router.config import RouterConfig, reject_repeats
 
 T = TypeVar("T")
 
@@ -29,10 +29,7 @@ class UpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     replicas: list[ReplicaConfig]
 
     def __post_init__(self) -> None:
-        ids = [replica.id for replica in self.replicas]
-        for replica_id in ids:
-            if ids.count(replica_id) > 1:
-                raise ValueError(f"replicas: id {replica_id!r} is used twice")
+        reject_repeats("replicas: id", [replica.id for replica in self.replicas])
 
 
 def load_router(path: Path) -> RouterConfig:

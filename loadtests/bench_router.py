@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ import uvloop
 import yaml
 
 from cli.terminal import table
-from loadtests.stack import stop, wait_until_ready
+from loadtests.stack import free_ports, stop, wait_until_ready
 from loadtests.stand_in import EVENTS
 
 CONNECTIONS = 32
@@ -73,7 +72,7 @@ def cpu_s(pid: int) -> float:
 
 def measure(policy: str, requests: int, rounds: int) -> list[dict[str, Any]]:
     """Best of `rounds` of each kind of answer: other work on the machine only ever adds."""
-    ports = _free_ports(4)
+    ports = free_ports(4)
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         for port in ports[2:]:
             _start(stack, [sys.executable, "-m", "loadtests.stand_in", "--port", str(port)])
@@ -135,17 +134,6 @@ def _start(stack: ExitStack, command: list[str], output: Any = None) -> subproce
     )
     stack.callback(stop, child)
     return child
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

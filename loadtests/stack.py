@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -51,6 +52,18 @@ def wait_until_ready(
         what = "the router" if status is None else "a replica that is ready"
         tell(f"waiting for {what}: {waited_s:.0f} s")
         time.sleep(POLL_INTERVAL_S)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on now. All are held while being picked, so that they differ."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
 
 
 @contextmanager

@@ -221,10 +221,8 @@ class RouterConfig(_Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.models:
             raise ValueError("models must name at least one model")
-        _reject_repeats(
-            "models: name", [name for m in self.models for name in (m.name, *m.aliases)]
-        )
-        _reject_repeats("replicas: id", [r.id for model in self.models for r in model.replicas])
+        reject_repeats("models: name", [name for m in self.models for name in (m.name, *m.aliases)])
+        reject_repeats("replicas: id", [r.id for model in self.models for r in model.replicas])
 
 
 def _check_endpoint(what: str, endpoint: str) -> None:
@@ -239,7 +237,8 @@ def _check_endpoint(what: str, endpoint: str) -> None:
         raise ValueError(f"{what} must look like tcp://host:port or ipc://path, not {endpoint!r}")
 
 
-def _reject_repeats(what: str, names: list[str]) -> None:
+def reject_repeats(what: str, names: list[str]) -> None:
+    """Raises ValueError when a name stands twice in `names`; `what` says which field they are."""
     seen: set[str] = set()
     for name in names:
         if name in seen:

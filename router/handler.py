@@ -3,7 +3,6 @@
 Also the canonical log line: one per request, when it is over.
 """
 
-import asyncio
 import itertools
 import logging
 import re
@@ -77,7 +76,6 @@ class RouterHandler:
         self._created = int(time.time())
         self._id_prefix = secrets.token_hex(6)
         self._id_numbers = itertools.count()
-        self._clock = asyncio.get_running_loop().time
 
     # Handler, for the client connections
 

