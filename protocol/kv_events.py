@@ -6,6 +6,11 @@ map with a `type` key (vLLM 0.24 and later) or a positional array whose first it
 (vLLM to 0.23, SGLang before its change to maps). We write maps and read both, batches as maps too.
 Unknown fields are ignored; unknown event types become `UnknownEvent`, for the reader to count.
 
+Slower tiers are told by hash alone: vLLM's offloading connector says of blocks it has copied to CPU
+or storage only their hashes (`token_ids` empty, no parent, `block_size` 0). So a `BlockStored`
+without token ids means: these blocks, known by their hashes, are now also on this medium. Where it
+offloads several blocks as one, that is the last one's hash. (vLLM 43468 lets it tell all.)
+
 A replay request to the ROUTER socket is `[b"", start_seq]`; the answer is one message a batch,
 `[b"", topic, seq, payload]` (three frames after the empty one: vLLM 0.26 and later) or
 `[b"", seq, payload]` (before), then an end marker whose sequence number is eight 0xFF bytes.
@@ -13,10 +18,12 @@ A replay request to the ROUTER socket is `[b"", start_seq]`; the answer is one m
 The snapshot is ours: `GET /kv_cache/snapshot` answers a msgpack `Snapshot`, everything the
 replica holds after batch `seq`, parents before children.
 
-Source: vllm/distributed/kv_events.py; sglang/srt/disaggregation/kv_events.py.
+Source: vllm/distributed/kv_events.py; sglang/srt/disaggregation/kv_events.py;
+vllm/distributed/kv_transfer/kv_connector/v1/offloading (take_events).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from typing import Annotated, Any
 
 import msgspec
@@ -25,19 +32,25 @@ END_OF_REPLAY = (-1).to_bytes(8, "big", signed=True)
 
 # An engine's name for a block. Opaque: never compared between replicas.
 BlockHash = int | bytes
+TokenId = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class BlockStored(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+class BlockStored(
+    msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True, gc=False
+):
     """Full blocks that hang one after the other below `parent_block_hash`.
 
-    `token_ids` holds the tokens of all of them: len(block_hashes) · block_size.
+    `token_ids` holds the tokens of all of them: len(block_hashes) · block_size. Empty: blocks known
+    by their hashes are now also on `medium`.
     `extra_keys` has one entry a block: what beside the tokens tells it from others (LoRA name,
     cache salt, multimodal ids), or None. `cache_salt` is SGLang's way to say the same of a salt.
+    `locality` is LOCAL, REMOTE (in a store that other replicas share) or None: as seen from the
+    replica that says it.
     """
 
     block_hashes: list[BlockHash]
     parent_block_hash: BlockHash | None
-    token_ids: list[Annotated[int, msgspec.Meta(ge=0)]]
+    token_ids: list[TokenId]
     block_size: int
     lora_id: int | None = None
     medium: str | None = None
@@ -45,16 +58,20 @@ class BlockStored(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defa
     extra_keys: list[Any] | None = None
     group_idx: int | None = None
     kv_cache_spec_kind: str | None = None
+    locality: str | None = None
     cache_salt: str | None = None
 
 
-class BlockRemoved(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+class BlockRemoved(
+    msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True, gc=False
+):
     block_hashes: list[BlockHash]
     medium: str | None = None
     group_idx: int | None = None
+    locality: str | None = None
 
 
-class AllBlocksCleared(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class AllBlocksCleared(msgspec.Struct, frozen=True, kw_only=True, tag=True, gc=False):
     pass
 
 
@@ -89,12 +106,28 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     events: list[BlockStored]
 
 
+class Malformation(StrEnum):
+    """What can be wrong with a message: a bounded set, to count and to log once each by."""
+
+    FRAMES = "frames"
+    SEQUENCE_NUMBER = "sequence_number"
+    NOT_MSGPACK = "not_msgpack"
+    BATCH = "batch"
+    EVENT = "event"
+    BLOCKS = "blocks"
+    SNAPSHOT = "snapshot"
+    RANK = "rank"
+
+
 class MalformedEvents(ValueError):
-    """A payload that is not an event batch in any dialect we read."""
+    """What came is no event batch, replay or snapshot in any dialect we read."""
+
+    def __init__(self, kind: Malformation, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 _encoder = msgspec.msgpack.Encoder()
-_snapshot_decoder = msgspec.msgpack.Decoder(Snapshot)
 
 
 def encode_batch(batch: EventBatch) -> bytes:
@@ -109,7 +142,9 @@ def encode_sequence_number(seq: int) -> bytes:
 def decode_sequence_number(frame: bytes) -> int:
     """Raises MalformedEvents when `frame` is not eight bytes."""
     if len(frame) != 8:
-        raise MalformedEvents(f"a sequence number has 8 bytes, not {len(frame)}")
+        raise MalformedEvents(
+            Malformation.SEQUENCE_NUMBER, f"a sequence number has 8 bytes, not {len(frame)}"
+        )
     return int.from_bytes(frame, "big")
 
 
@@ -117,109 +152,93 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
     return _encoder.encode(snapshot)
 
 
+class _SnapshotHead(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    epoch: str
+    seq: int
+    block_size: int
+    total_blocks: int
+    events: list[msgspec.Raw]
+
+
+_snapshot_head_decoder = msgspec.msgpack.Decoder(_SnapshotHead)
+_stored_decoder = msgspec.msgpack.Decoder(BlockStored)
+
+
+class SnapshotReader:
+    """A snapshot's bytes, its events decoded as they are asked for.
+
+    A snapshot of 25,000 blocks takes 20 ms to decode, and its tokens 15 MB: whoever has other work
+    in the meantime reads it a bit at a time.
+    """
+
+    def __init__(self, payload: bytes) -> None:
+        """Raises MalformedEvents when `payload` is not a snapshot."""
+        try:
+            head = _snapshot_head_decoder.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise MalformedEvents(Malformation.SNAPSHOT, f"not a snapshot: {error}") from error
+        if head.seq < -1:
+            message = f"a snapshot cannot be taken at batch {head.seq}"
+            raise MalformedEvents(Malformation.SNAPSHOT, message)
+        self.epoch = head.epoch
+        self.seq = head.seq
+        self.block_size = head.block_size
+        self.total_blocks = head.total_blocks
+        self._events = head.events
+
+    def events(self) -> Iterator[BlockStored]:
+        """Raises MalformedEvents when one is none."""
+        for raw in self._events:
+            try:
+                event = _stored_decoder.decode(raw)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                message = f"not a snapshot's event: {error}"
+                raise MalformedEvents(Malformation.SNAPSHOT, message) from error
+            check_stored(event)
+            yield event
+
+
 def decode_snapshot(payload: bytes) -> Snapshot:
     """Raises MalformedEvents when `payload` is not a snapshot."""
-    try:
-        snapshot = _snapshot_decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise MalformedEvents(f"not a snapshot: {error}") from error
-    if snapshot.seq < -1:
-        raise MalformedEvents(f"a snapshot cannot be taken at batch {snapshot.seq}")
-    for event in snapshot.events:
-        _check_stored(event)
-    return snapshot
-
-
-def decode_batch(payload: bytes) -> EventBatch:
-    """The batch in `payload`, whichever dialect it was written in.
-
-    Raises:
-        MalformedEvents: it is none.
-    """
-    try:
-        raw = msgspec.msgpack.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedEvents(f"not msgpack: {error}") from error
-    if isinstance(raw, dict):
-        ts, events, rank = raw.get("ts"), raw.get("events"), raw.get("data_parallel_rank")
-    elif isinstance(raw, list) and len(raw) >= 2:
-        ts, events, rank = raw[0], raw[1], raw[2] if len(raw) > 2 else None
-    else:
-        raise MalformedEvents("a batch is a map or an array of at least two items")
-    if isinstance(ts, bool) or not isinstance(ts, int | float) or not isinstance(events, list):
-        raise MalformedEvents("a batch holds a time stamp and a list of events")
-    if not isinstance(rank, int):
-        rank = None
-    return EventBatch(
-        ts=float(ts), events=[_decode_event(event) for event in events], data_parallel_rank=rank
+    reader = SnapshotReader(payload)
+    return Snapshot(
+        epoch=reader.epoch,
+        seq=reader.seq,
+        block_size=reader.block_size,
+        total_blocks=reader.total_blocks,
+        events=list(reader.events()),
     )
 
 
-_POSITIONS: dict[str, tuple[str, ...]] = {
-    "BlockStored": (
-        "block_hashes",
-        "parent_block_hash",
-        "token_ids",
-        "block_size",
-        "lora_id",
-        "medium",
-        "lora_name",
-        "extra_keys",
-        "group_idx",
-        "kv_cache_spec_kind",
-    ),
-    "BlockRemoved": ("block_hashes", "medium", "group_idx"),
-    "AllBlocksCleared": (),
-}
-
-_TYPES: dict[str, type[BlockStored] | type[BlockRemoved] | type[AllBlocksCleared]] = {
-    "BlockStored": BlockStored,
-    "BlockRemoved": BlockRemoved,
-    "AllBlocksCleared": AllBlocksCleared,
-}
+def check_stored(event: BlockStored) -> None:
+    """Raises MalformedEvents when blocks, tokens and extra keys do not fit together."""
+    blocks, tokens, size = len(event.block_hashes), len(event.token_ids), event.block_size
+    if (tokens and (size < 1 or tokens != blocks * size)) or size < 0:
+        message = f"BlockStored: {blocks} blocks of {size} tokens, but {tokens} token ids"
+        raise MalformedEvents(Malformation.BLOCKS, message)
+    if event.extra_keys is not None and len(event.extra_keys) != blocks:
+        message = "BlockStored: extra_keys needs one entry a block"
+        raise MalformedEvents(Malformation.BLOCKS, message)
 
 
-def _decode_event(raw: Any) -> KvEvent:
-    if isinstance(raw, dict):
-        tag = raw.get("type")
-        fields = raw
-    elif isinstance(raw, list) and raw:
-        tag = raw[0]
-        # Longer arrays come from newer versions: the fields we do not know are dropped.
-        fields = dict(zip(_POSITIONS.get(str(tag), ()), raw[1:], strict=False))
-        if isinstance(fields.get("lora_name"), dict):
-            # SGLang (July to September 2026) puts a map of what is optional in the eighth place.
-            fields |= {"lora_name": None} | fields["lora_name"]
-    else:
-        raise MalformedEvents("an event is a map or an array")
-    if not isinstance(tag, str):
-        raise MalformedEvents("an event names its type")
-    struct = _TYPES.get(tag)
-    if struct is None:
-        return UnknownEvent(type=tag)
-    token_ids = fields.get("token_ids")
-    if isinstance(token_ids, list) and token_ids and isinstance(token_ids[0], list):
-        # SGLang with EAGLE names (token, next token) pairs; the first of each is the text.
-        token_ids = [pair[0] if isinstance(pair, list) and pair else pair for pair in token_ids]
-        fields = {**fields, "token_ids": token_ids}
-    try:
-        event = msgspec.convert({**fields, "type": tag}, struct)
-    except msgspec.ValidationError as error:
-        raise MalformedEvents(f"{tag}: {error}") from error
-    if isinstance(event, BlockStored):
-        _check_stored(event)
-    return event
-
-
-def _check_stored(event: BlockStored) -> None:
-    expected = len(event.block_hashes) * event.block_size
-    if event.block_size < 1 or len(event.token_ids) != expected:
-        raise MalformedEvents(
-            f"BlockStored: {len(event.block_hashes)} blocks of {event.block_size} tokens, "
-            f"but {len(event.token_ids)} token ids"
+def split_stored(event: BlockStored, blocks_max: int) -> Iterator[BlockStored]:
+    """The same as events of at most `blocks_max` blocks each, one below the other."""
+    hashes, size = event.block_hashes, event.block_size
+    if len(hashes) <= blocks_max:
+        yield event
+        return
+    parent = event.parent_block_hash
+    for start in range(0, len(hashes), blocks_max):
+        end = min(start + blocks_max, len(hashes))
+        yield msgspec.structs.replace(
+            event,
+            block_hashes=hashes[start:end],
+            parent_block_hash=parent,
+            token_ids=event.token_ids[start * size : end * size],
+            extra_keys=None if event.extra_keys is None else event.extra_keys[start:end],
         )
-    if event.extra_keys is not None and len(event.extra_keys) != len(event.block_hashes):
-        raise MalformedEvents("BlockStored: extra_keys needs one entry a block")
+        if event.token_ids:
+            parent = hashes[end - 1]
 
 
 class ReplayMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -239,6 +258,8 @@ def decode_replay_message(frames: Sequence[bytes]) -> ReplayMessage | None:
     if END_OF_REPLAY in body[:2]:
         return None
     if len(body) not in (2, 3):
-        raise MalformedEvents(f"a replay message has 2 or 3 frames, not {len(body)}")
+        raise MalformedEvents(
+            Malformation.FRAMES, f"a replay message has 2 or 3 frames, not {len(body)}"
+        )
     seq, payload = body[-2:]
     return ReplayMessage(seq=decode_sequence_number(seq), payload=payload)

@@ -20,9 +20,10 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
+from protocol.kv_dialects import decode_batch
 from protocol.kv_events import (
+    Malformation,
     MalformedEvents,
-    decode_batch,
     decode_replay_message,
     decode_sequence_number,
     decode_snapshot,
@@ -251,7 +252,9 @@ class KvSubscription:
         """Applies one live message, filling the gap before it if there is one."""
         try:
             if len(frames) != 3:
-                raise MalformedEvents(f"an event message has 3 frames, not {len(frames)}")
+                raise MalformedEvents(
+                    Malformation.FRAMES, f"an event message has 3 frames, not {len(frames)}"
+                )
             seq = decode_sequence_number(frames[1])
             verdict = sequence.judge(seq)
             if verdict is Verdict.GAP:

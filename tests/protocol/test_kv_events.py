@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.kv_dialects import decode_batch, decode_batch_by_pieces
 from protocol.kv_events import (
     END_OF_REPLAY,
     AllBlocksCleared,
     BlockRemoved,
     BlockStored,
     EventBatch,
+    KvEvent,
     MalformedEvents,
     ReplayMessage,
     Snapshot,
     UnknownEvent,
-    decode_batch,
+    check_stored,
     decode_replay_message,
     decode_sequence_number,
     decode_snapshot,
     encode_batch,
     encode_sequence_number,
     encode_snapshot,
+    split_stored,
 )
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "kv-events.jsonl"
@@ -56,6 +60,7 @@ def stored_events(draw: st.DrawFn) -> BlockStored:
                                              min_size=count, max_size=count)),
         group_idx=draw(st.none() | st.integers(0, 3)),
         kv_cache_spec_kind=draw(names),
+        locality=draw(names),
         cache_salt=draw(names),
     )  # fmt: skip
 
@@ -139,7 +144,7 @@ FULL = {
                 "session",
                 {"later": 1},
             ],
-            STORED,
+            msgspec.structs.replace(STORED, locality="LOCAL"),
             id="longer-than-we-know",
         ),
         pytest.param(
@@ -169,8 +174,50 @@ FULL = {
         ),
         pytest.param(
             {"type": "BlockRemoved", "block_hashes": [1], "locality": "REMOTE", "group_idx": 1},
-            BlockRemoved(block_hashes=[1], group_idx=1),
+            BlockRemoved(block_hashes=[1], group_idx=1, locality="REMOTE"),
             id="map-remove",
+        ),
+        pytest.param(
+            {
+                **FULL,
+                "medium": "STORAGE",
+                "locality": "REMOTE",
+                "ownership": "t1",
+                "session_id": "s",
+            },
+            msgspec.structs.replace(STORED, medium="STORAGE", locality="REMOTE"),
+            id="vllm-0.28-and-later",
+        ),
+        pytest.param(
+            {
+                "type": "BlockStored",
+                "block_hashes": [U64, 8],
+                "parent_block_hash": None,
+                "token_ids": [],
+                "block_size": 0,
+                "lora_id": None,
+                "medium": "CPU",
+                "lora_name": None,
+            },
+            BlockStored(
+                block_hashes=[U64, 8],
+                parent_block_hash=None,
+                token_ids=[],
+                block_size=0,
+                medium="CPU",
+            ),
+            id="offloaded-blocks-named-by-hash-alone",
+        ),
+        pytest.param(
+            ["BlockStored", [U64, 8], None, [], 16, None, "CPU"],
+            BlockStored(
+                block_hashes=[U64, 8],
+                parent_block_hash=None,
+                token_ids=[],
+                block_size=16,
+                medium="CPU",
+            ),
+            id="named-by-hash-alone-but-with-a-size",
         ),
         pytest.param(["AllBlocksCleared"], AllBlocksCleared(), id="cleared-array"),
         pytest.param({"type": "AllBlocksCleared"}, AllBlocksCleared(), id="cleared-map"),
@@ -186,31 +233,96 @@ def test_every_dialect_of_an_event_means_the_same(raw: Any, expected: Any) -> No
 
 
 @pytest.mark.parametrize(
-    "raw",
+    ("raw", "kind"),
     [
-        pytest.param(7, id="a-number"),
-        pytest.param([1.0], id="no-events"),
-        pytest.param(["now", []], id="time-stamp-is-text"),
-        pytest.param([True, []], id="time-stamp-is-a-boolean"),
-        pytest.param([1.0, {}], id="events-are-a-map"),
-        pytest.param({"events": []}, id="map-without-time-stamp"),
-        pytest.param([1.0, [3]], id="event-is-a-number"),
-        pytest.param([1.0, [[]]], id="event-is-empty"),
-        pytest.param([1.0, [[7, []]]], id="event-type-is-a-number"),
-        pytest.param([1.0, [{"block_hashes": []}]], id="event-without-type"),
-        pytest.param([1.0, [{"type": "BlockStored"}]], id="fields-are-missing"),
-        pytest.param([1.0, [["BlockRemoved", [1.5]]]], id="hash-is-a-fraction"),
-        pytest.param([1.0, [{**FULL, "token_ids": [1]}]], id="too-few-tokens"),
-        pytest.param([1.0, [{**FULL, "token_ids": [1, -2]}]], id="negative-token"),
-        pytest.param([1.0, [{**FULL, "token_ids": [[1], "x"]}]], id="pairs-of-nothing"),
-        pytest.param([1.0, [{**FULL, "block_size": 0, "token_ids": []}]], id="empty-blocks"),
-        pytest.param([1.0, [{**FULL, "extra_keys": [None, None]}]], id="too-many-extra-keys"),
-        pytest.param([1.0, [{**FULL, 3: 4}]], id="field-named-by-a-number"),
+        pytest.param(7, "batch", id="a-number"),
+        pytest.param([1.0], "batch", id="no-events"),
+        pytest.param(["now", []], "batch", id="time-stamp-is-text"),
+        pytest.param([True, []], "batch", id="time-stamp-is-a-boolean"),
+        pytest.param([1.0, {}], "batch", id="events-are-a-map"),
+        pytest.param({"events": []}, "batch", id="map-without-time-stamp"),
+        pytest.param([1.0, [3]], "event", id="event-is-a-number"),
+        pytest.param([1.0, [[]]], "event", id="event-is-empty"),
+        pytest.param([1.0, [[7, []]]], "event", id="event-type-is-a-number"),
+        pytest.param([1.0, [{"block_hashes": []}]], "event", id="event-without-type"),
+        pytest.param([1.0, [{"type": "BlockStored"}]], "event", id="fields-are-missing"),
+        pytest.param([1.0, [["BlockRemoved", [1.5]]]], "event", id="hash-is-a-fraction"),
+        pytest.param([1.0, [{**FULL, "token_ids": [1]}]], "blocks", id="too-few-tokens"),
+        pytest.param([1.0, [{**FULL, "token_ids": [1, -2]}]], "event", id="negative-token"),
+        pytest.param([1.0, [{**FULL, "token_ids": [[1], "x"]}]], "event", id="pairs-of-nothing"),
+        pytest.param([1.0, [{**FULL, "block_size": 0}]], "blocks", id="blocks-of-no-size"),
+        pytest.param(
+            [1.0, [{**FULL, "block_size": -1, "token_ids": []}]], "blocks", id="negative-size"
+        ),
+        pytest.param(
+            [1.0, [{**FULL, "extra_keys": [None, None]}]], "blocks", id="too-many-extra-keys"
+        ),
+        pytest.param([1.0, [{**FULL, 3: 4}]], "event", id="field-named-by-a-number"),
     ],
 )
-def test_a_malformed_batch_is_refused(raw: Any) -> None:
-    with pytest.raises(MalformedEvents):
-        decode_batch(msgspec.msgpack.encode(raw))
+def test_a_malformed_batch_is_refused_by_kind(raw: Any, kind: str) -> None:
+    for decode in (decode_batch, decode_batch_by_pieces):
+        with pytest.raises(MalformedEvents) as refused:
+            decode(msgspec.msgpack.encode(raw))
+        assert refused.value.kind == kind
+
+
+def array_of(event: KvEvent) -> list[Any]:
+    """As vLLM to 0.23 and SGLang write it."""
+    if isinstance(event, BlockStored):
+        return ["BlockStored", event.block_hashes, event.parent_block_hash, event.token_ids,
+                event.block_size, event.lora_id, event.medium, event.lora_name, event.extra_keys,
+                event.group_idx, event.kv_cache_spec_kind, None, event.locality]  # fmt: skip
+    if isinstance(event, BlockRemoved):
+        return ["BlockRemoved", event.block_hashes, event.medium, event.group_idx, event.locality]
+    return ["AllBlocksCleared"]
+
+
+@given(batches, st.booleans(), st.integers(0, 3), st.booleans())
+def test_the_fast_way_says_what_the_thorough_one_says(
+    batch: EventBatch, arrays: bool, left_out: int, stranger: bool
+) -> None:
+    raw: list[Any] = [array_of(one) if arrays else one for one in batch.events]
+    if arrays:
+        raw = [one[: len(one) - left_out] if len(one) > 8 else one for one in raw]
+    if stranger:
+        raw.append(["BlockPinned"] if arrays else {"type": "BlockPinned"})
+    payload = msgspec.msgpack.encode([batch.ts, raw, batch.data_parallel_rank])
+    assert decode_batch(payload) == decode_batch_by_pieces(payload)
+
+
+def outcome(decode: Callable[[bytes], EventBatch], payload: bytes) -> EventBatch | str:
+    try:
+        return decode(payload)
+    except MalformedEvents:
+        return "malformed"
+
+
+@given(batches, st.booleans(), st.integers(0, 10**6), st.integers(0, 255))
+def test_of_damaged_batches_too(batch: EventBatch, arrays: bool, position: int, byte: int) -> None:
+    raw = [array_of(one) if arrays else one for one in batch.events]
+    payload = bytearray(msgspec.msgpack.encode([batch.ts, raw, batch.data_parallel_rank]))
+    payload[position % len(payload)] = byte
+    thorough = outcome(decode_batch_by_pieces, bytes(payload))
+    fast = outcome(decode_batch, bytes(payload))
+    # The fast way does not look into fields that it skips: there it may be the more tolerant one.
+    assert thorough in ("malformed", fast)
+
+
+@given(stored_events(), st.integers(1, 3))
+def test_a_split_event_says_the_same_in_pieces(event: BlockStored, blocks_max: int) -> None:
+    pieces = list(split_stored(event, blocks_max))
+    assert all(len(one.block_hashes) <= blocks_max for one in pieces)
+    above = event.parent_block_hash
+    for piece in pieces:
+        check_stored(piece)
+        assert piece.parent_block_hash == above
+        if piece.token_ids:
+            above = piece.block_hashes[-1]
+    assert [one for piece in pieces for one in piece.block_hashes] == event.block_hashes
+    assert [one for piece in pieces for one in piece.token_ids] == event.token_ids
+    if event.extra_keys is not None:
+        assert [one for piece in pieces for one in piece.extra_keys or []] == event.extra_keys
 
 
 @pytest.mark.parametrize(

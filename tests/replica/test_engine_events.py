@@ -6,10 +6,10 @@ from pathlib import Path
 import zmq
 import zmq.asyncio
 
+from protocol.kv_dialects import decode_batch
 from protocol.kv_events import (
     EventBatch,
     Snapshot,
-    decode_batch,
     decode_replay_message,
     decode_sequence_number,
     decode_snapshot,

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from prompt.assets import load_prompt_assets, resolve_model_path
+from protocol.kv_dialects import decode_batch
 from protocol.kv_events import (
     AllBlocksCleared,
     BlockRemoved,
     BlockStored,
     UnknownEvent,
-    decode_batch,
 )
 from router.core.kv_index import KvIndex
 from router.core.prefix_tree import PrefixTree
