@@ -8,13 +8,26 @@ from typing import Any
 
 from prompt.chat_template import ChatTemplate
 from prompt.errors import ModelFileError
+from prompt.gguf_vocabulary import (
+    description_of_gguf,
+    gguf_fields,
+    kind_of_gguf,
+    literal_tokens,
+)
 from prompt.model_files import GgufFile, open_model_files, read_json
-from prompt.vocabulary import Vocabulary, VocabularyKind
+from prompt.spelling import Spelling
+from prompt.vocabulary import Vocabulary, kind_of
 
 _PACKAGE_PREFIX = "package:"
 
-# gguf.TokenType: tokens whose text is literal.
-_GGUF_CONTROL, _GGUF_USER_DEFINED = 3, 4
+# What templates may call by name (transformers' `special_tokens_map`).
+_SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_GGUF_SPECIAL_TOKENS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,12 +37,12 @@ class PromptAssets:
     Attributes:
         chat_template: None when the model's files have none.
         vocabulary: Token ids to bytes.
-        bos_text: What the tokenizer puts before a plain completion's prompt; often empty.
+        spelling: Text to the bytes of its tokens.
     """
 
     chat_template: ChatTemplate | None
     vocabulary: Vocabulary
-    bos_text: str
+    spelling: Spelling
 
 
 def resolve_model_path(reference: str) -> Path:
@@ -71,56 +84,66 @@ def prompt_assets_of(files: Path | GgufFile) -> PromptAssets:
 
 
 def _from_gguf(file: GgufFile) -> PromptAssets:
-    path, read = file.path, file.metadata.get
-    tokens: list[str] | None = read("tokenizer.ggml.tokens")
+    fields = gguf_fields(file.metadata)
+    tokens: list[str] | None = fields.get("tokens")
     if tokens is None:
-        raise ModelFileError(f"{path}: no tokenizer.ggml.tokens in the file")
-    types: list[int] = read("tokenizer.ggml.token_type", [])
-    kind: VocabularyKind = (
-        "sentencepiece" if read("tokenizer.ggml.model") == "llama" else "byte_level"
-    )
-    special = [i for i, t in enumerate(types) if t in (_GGUF_CONTROL, _GGUF_USER_DEFINED)]
-
-    def token_text(key: str) -> str:
-        token_id = read(key)
-        return tokens[token_id] if isinstance(token_id, int) and token_id < len(tokens) else ""
-
-    bos, eos = token_text("tokenizer.ggml.bos_token_id"), token_text("tokenizer.ggml.eos_token_id")
-    template = read("tokenizer.chat_template")
+        raise ModelFileError(f"{file.path}: no tokenizer.ggml.tokens in the file")
+    special = {
+        name: tokens[token_id]
+        for name, key in _GGUF_SPECIAL_TOKENS.items()
+        if isinstance(token_id := fields.get(key), int) and token_id < len(tokens)
+    }
+    template = file.metadata.get("tokenizer.chat_template")
     return PromptAssets(
-        chat_template=ChatTemplate(template, bos_token=bos, eos_token=eos) if template else None,
-        vocabulary=Vocabulary.build(dict(enumerate(tokens)), special, kind),
-        bos_text=bos if read("tokenizer.ggml.add_bos_token", kind == "sentencepiece") else "",
+        chat_template=ChatTemplate(template, special) if template else None,
+        vocabulary=Vocabulary.build(
+            dict(enumerate(tokens)), literal_tokens(fields), kind_of_gguf(fields)
+        ),
+        spelling=Spelling(description_of_gguf(fields), str(file.path)),
     )
 
 
 def _from_directory(path: Path) -> PromptAssets:
-    tokenizer = read_json(path / "tokenizer.json")
+    file = path / "tokenizer.json"
+    tokenizer = read_json(file)
     config_file = path / "tokenizer_config.json"
     config = read_json(config_file) if config_file.exists() else {}
-    model = tokenizer.get("model", {})
-    vocabulary = model.get("vocab")
-    if not isinstance(vocabulary, dict):
-        raise ModelFileError(f"{path}/tokenizer.json: only BPE vocabularies are understood")
-    tokens = {token_id: token for token, token_id in vocabulary.items()}
-    added = {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens", [])}
-    bos, eos = _special_text(config, "bos_token"), _special_text(config, "eos_token")
+    special = {
+        name: text
+        for name in (f"{kind}_token" for kind in _SPECIAL_TOKENS)
+        if (text := _special_text(config, name)) is not None
+    }
     template = _directory_template(path, config)
+    if not (tokenizer.get("model") or {}).get("vocab"):
+        raise ModelFileError(f"{file}: the model has no vocabulary")
+    try:
+        added = {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens") or ()}
+        tokens = _tokens(tokenizer) | added
+        vocabulary = Vocabulary.build(tokens, added, kind_of(tokenizer))
+        spelling = Spelling(tokenizer, str(file))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ModelFileError(f"{file}: not a tokenizer we understand: {error!r}") from error
     return PromptAssets(
-        chat_template=ChatTemplate(template, bos_token=bos, eos_token=eos) if template else None,
-        vocabulary=Vocabulary.build(
-            tokens | added, added, "sentencepiece" if model.get("byte_fallback") else "byte_level"
-        ),
-        bos_text=bos if _adds_bos(tokenizer, config, bos) else "",
+        chat_template=ChatTemplate(template, special) if template else None,
+        vocabulary=vocabulary,
+        spelling=spelling,
     )
 
 
-def _special_text(config: Mapping[str, Any], key: str) -> str:
+def _tokens(tokenizer: Mapping[str, Any]) -> dict[int, str]:
+    """Token ids and tokens of a tokenizer.json's model: BPE has a table, Unigram a list."""
+    vocabulary = tokenizer["model"]["vocab"]
+    if isinstance(vocabulary, Mapping):
+        return {token_id: token for token, token_id in vocabulary.items()}
+    return {token_id: token for token_id, (token, _score) in enumerate(vocabulary)}
+
+
+def _special_text(config: Mapping[str, Any], key: str) -> str | None:
     """A special token in tokenizer_config.json: a string, or an object with `content`."""
     value = config.get(key)
     if isinstance(value, Mapping):
         value = value.get("content")
-    return value if isinstance(value, str) else ""
+    return value if isinstance(value, str) else None
 
 
 def _directory_template(path: Path, config: Mapping[str, Any]) -> str | None:
@@ -132,17 +155,3 @@ def _directory_template(path: Path, config: Mapping[str, Any]) -> str | None:
         named = {entry.get("name"): entry.get("template") for entry in template}
         template = named.get("default")
     return template if isinstance(template, str) else None
-
-
-def _adds_bos(tokenizer: Mapping[str, Any], config: Mapping[str, Any], bos: str) -> bool:
-    """Whether the post-processor puts BOS first; older files say so in add_bos_token."""
-    if not bos:
-        return False
-    processor = tokenizer.get("post_processor") or {}
-    processors = processor.get("processors", [processor])
-    for one in processors:
-        single = one.get("single") or []
-        if one.get("type") == "TemplateProcessing" and single:
-            first = single[0].get("SpecialToken", {})
-            return bool(first.get("id") == bos)
-    return bool(config.get("add_bos_token", False))

@@ -3,12 +3,10 @@
 Templates come with a model's files, so they run in Jinja's sandbox.
 
 Source: transformers `utils/chat_template_utils.py` (environment, `raise_exception`,
-`strftime_now`, `tojson`, the `generation` tag); vLLM `entrypoints/chat_utils.py` (multi-part
-content flattened with line breaks for templates that expect a string, tool-call arguments decoded).
+`strftime_now`, `tojson`, the `generation` tag, where a continued message ends).
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -19,29 +17,30 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
+from prompt.content_format import wants_parts
 from prompt.errors import ModelFileError, TemplateError
+from prompt.messages import MEDIA_MARK, template_messages, template_tools
 
-# Marks where the last message ends, to cut there; no template or user writes it.
-_END_OF_FINAL_MESSAGE = "\x00end-of-final-message\x00"
-
-# Templates that loop over a message's content want its parts; the others want a string.
-_LOOPS_OVER_CONTENT = re.compile(
-    r"""in\s+message(\.content|\[\s*['"]content['"]\s*\])(?!\s*(\.|\[))[^%]*%}"""
-)
+# Marks where the last message ends, to cut there; no template or user writes it. A template that
+# trims messages also trims the space at its end.
+_END_OF_FINAL_MESSAGE = "\x00end-of-final-message\x00 "
 
 
 class ChatTemplate:
     """Renders conversations. Immutable; safe to share."""
 
-    def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "") -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
         """
+        Args:
+            special_tokens: The model's, by the names templates know: `bos_token` and so on.
+
         Raises:
             ModelFileError: `source` is not a Jinja template.
         """
         self.source = source
-        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        self._wants_parts = bool(_LOOPS_OVER_CONTENT.search(source))
+        self._tokens = dict(special_tokens or {})
         try:
+            self._wants_parts = wants_parts(_environment.parse(source))
             self._template = _environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ModelFileError(f"chat template, line {error.lineno}: {error.message}") from error
@@ -54,6 +53,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
+        until_media: bool = False,
     ) -> str:
         """The prompt for `messages`.
 
@@ -65,6 +65,7 @@ class ChatTemplate:
                 excludes `add_generation_prompt`.
             variables: Further variables of the template (`chat_template_kwargs`); they cannot
                 replace the ones above.
+            until_media: End where the first image, audio or video comes, instead of refusing it.
 
         Raises:
             TemplateError: the template or its sandbox refuses this input.
@@ -73,17 +74,19 @@ class ChatTemplate:
             raise TemplateError(
                 "continue_final_message and add_generation_prompt exclude each other"
             )
-        prepared = [self._prepare(message) for message in messages]
+        prepared = template_messages(
+            messages, wants_parts=self._wants_parts, mark_media=until_media
+        )
         if continue_final_message:
-            _mark_end(prepared)
+            prepared[-1:] = [_with_end_mark(prepared)]
         try:
             text = self._template.render(
-                **{
+                {
                     **self._tokens,
                     "documents": None,
                     **(variables or {}),
                     "messages": prepared,
-                    "tools": list(tools) if tools else None,
+                    "tools": template_tools(tools),
                     "add_generation_prompt": add_generation_prompt,
                 }
             )
@@ -94,58 +97,36 @@ class ChatTemplate:
             # Templates fail on input they did not foresee with whatever Python raises in them.
             raise TemplateError(f"the chat template refuses these messages: {error}") from error
         if continue_final_message:
-            end = text.rfind(_END_OF_FINAL_MESSAGE)
-            if end < 0:
-                raise TemplateError("the chat template leaves out the final message")
-            text = text[:end]
+            text = _cut_at_end_mark(text)
+        if until_media and MEDIA_MARK in text:
+            text = text[: text.index(MEDIA_MARK)]
         return text
 
-    def _prepare(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        prepared = dict(message)
-        content = prepared.get("content")
-        if isinstance(content, list) and not self._wants_parts:
-            prepared["content"] = _flatten(content)
-        elif isinstance(content, str) and self._wants_parts:
-            prepared["content"] = [{"type": "text", "text": content}]
-        elif content is None:
-            prepared["content"] = [] if self._wants_parts else ""
-        if prepared.get("tool_calls"):
-            prepared["tool_calls"] = [_decode_arguments(call) for call in prepared["tool_calls"]]
-        return prepared
 
-
-def _flatten(parts: Sequence[Any]) -> str:
-    texts = []
-    for part in parts:
-        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
-            raise TemplateError("only text parts are understood in a message's content")
-        texts.append(part["text"])
-    return "\n".join(texts)
-
-
-def _decode_arguments(call: Any) -> Any:
-    """OpenAI sends a tool call's arguments as a JSON string; templates expect the object."""
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = json.loads(function["arguments"] or "{}")
-    except ValueError as error:
-        raise TemplateError(f"tool call arguments are not JSON: {error}") from error
-    return {**call, "function": {**function, "arguments": arguments}}
-
-
-def _mark_end(messages: list[dict[str, Any]]) -> None:
+def _with_end_mark(messages: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """The last message, with a mark where its text ends."""
     if not messages:
         raise TemplateError("continue_final_message needs a message to continue")
-    content = messages[-1]["content"]
+    last = messages[-1]
+    content = last.get("content")
     if isinstance(content, str):
-        messages[-1]["content"] = content + _END_OF_FINAL_MESSAGE
-    elif content and isinstance(content[-1], Mapping) and isinstance(content[-1].get("text"), str):
-        last = {**content[-1], "text": content[-1]["text"] + _END_OF_FINAL_MESSAGE}
-        messages[-1]["content"] = [*content[:-1], last]
-    else:
-        raise TemplateError("continue_final_message needs a final message that ends in text")
+        return {**last, "content": content + _END_OF_FINAL_MESSAGE}
+    content = content or []
+    for index in reversed(range(len(content))):
+        part = content[index]
+        if "text" in part:
+            marked = {**part, "text": part["text"] + _END_OF_FINAL_MESSAGE}
+            return {**last, "content": [*content[:index], marked, *content[index + 1 :]]}
+    raise TemplateError("continue_final_message needs a final message with text")
+
+
+def _cut_at_end_mark(text: str) -> str:
+    end = text.rfind(_END_OF_FINAL_MESSAGE.rstrip())
+    if end < 0:
+        raise TemplateError("the chat template leaves out the final message")
+    if text.startswith(_END_OF_FINAL_MESSAGE, end):
+        return text[:end]
+    return text[:end].rstrip()  # the template trims messages, so their own last spaces go, too
 
 
 class _GenerationTag(jinja2.ext.Extension):

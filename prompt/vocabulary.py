@@ -1,17 +1,20 @@
 """Token ids to the bytes they stand for: a table, and one join.
 
 Byte-level BPE writes each byte as a printable character (GPT-2's alphabet); SentencePiece writes
-a space as `▁` and unknown bytes as `<0xAB>`. Special tokens stand for their own text, since that
-is how a chat template writes them.
+a space as `▁` and unknown bytes as `<0xAB>`. Added tokens stand for their own text, since that is
+how a chat template writes them.
 
 Source: GPT-2 `encoder.py` (`bytes_to_unicode`); SentencePiece byte fallback.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 VocabularyKind = Literal["byte_level", "sentencepiece"]
+
+SPACE_MARK = "▁"
+"""SentencePiece's way to write a space (U+2581)."""
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -24,19 +27,20 @@ class Vocabulary:
 
     @classmethod
     def build(
-        cls, tokens: Mapping[int, str], special_ids: Iterable[int], kind: VocabularyKind
+        cls, tokens: Mapping[int, str], added_ids: Iterable[int], kind: VocabularyKind
     ) -> "Vocabulary":
         """
         Args:
             tokens: Token id to the token as the tokenizer file writes it.
-            special_ids: Ids of tokens whose text is taken literally (added and control tokens).
+            added_ids: Ids of added tokens (control tokens among them), which are no bytes.
             kind: How the file writes the others.
         """
-        special = set(special_ids)
+        added = set(added_ids)
         decode = _byte_level if kind == "byte_level" else _sentencepiece
         table = [b""] * (max(tokens, default=-1) + 1)
         for token_id, token in tokens.items():
-            table[token_id] = token.encode() if token_id in special else decode(token)
+            is_added = token_id in added
+            table[token_id] = spell_token(token, kind).encode() if is_added else decode(token)
         return cls(table)
 
     def __len__(self) -> int:
@@ -50,6 +54,45 @@ class Vocabulary:
         except IndexError:
             size = len(table)
             return b"".join([table[t] for t in token_ids if t < size])
+
+
+def spell_token(text: str, kind: VocabularyKind) -> str:
+    """What a token written as `text` stands for, if no byte is meant.
+
+    A SentencePiece vocabulary's runs of `▁` can be added tokens and pieces of text at once (Gemma):
+    both are spaces.
+    """
+    return text.replace(SPACE_MARK, " ") if kind == "sentencepiece" else text
+
+
+def kind_of(description: Mapping[str, Any]) -> VocabularyKind:
+    """How the vocabulary of a tokenizer.json writes bytes."""
+    parts = [
+        one
+        for place in ("normalizer", "pre_tokenizer", "decoder")
+        for one in parts_of(description.get(place))
+    ]
+    if any(one.get("type") == "ByteLevel" for one in parts):
+        return "byte_level"
+    marks_spaces = any(
+        one.get("type") == "Metaspace"
+        or SPACE_MARK in (one.get("prepend"), one.get("content"))
+        or one.get("pattern") == {"String": SPACE_MARK}
+        for one in parts
+    )
+    by_bytes = (description.get("model") or {}).get("byte_fallback")
+    return "sentencepiece" if by_bytes or marks_spaces else "byte_level"
+
+
+def parts_of(description: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """A part of a tokenizer.json (say, its normalizer) as the sequence it may be."""
+    if not description:
+        return []
+    if description.get("type") != "Sequence":
+        return [description]
+    names = ("normalizers", "pretokenizers", "decoders", "processors")
+    inner = next((description[name] for name in names if name in description), ())
+    return [part for one in inner for part in parts_of(one)]
 
 
 def _byte_level_alphabet() -> dict[str, int]:
@@ -75,4 +118,4 @@ def _sentencepiece(token: str) -> bytes:
     byte = _BYTE_TOKEN.fullmatch(token)
     if byte:
         return bytes([int(byte.group(1), 16)])
-    return token.replace("▁", " ").encode()
+    return token.replace(SPACE_MARK, " ").encode()

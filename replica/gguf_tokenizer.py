@@ -14,11 +14,16 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
-from prompt.vocabulary import VocabularyKind
+from prompt.gguf_vocabulary import (
+    begins_with_space,
+    gguf_fields,
+    kind_of_gguf,
+    literal_tokens,
+    normalises,
+    tokens_around,
+)
+from prompt.vocabulary import SPACE_MARK, VocabularyKind
 from replica.models.errors import UnsupportedTokenizer
-
-_CONTROL, _USER_DEFINED = 3, 4  # gguf.TokenType
-_SPACE = "▁"
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS_AND_SPACES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -59,24 +64,20 @@ class _Scheme:
     Attributes:
         cut: Makes the pre-tokenizer.
         whole_words_first: Take a word that is a token as it is, whatever the merges say.
-        adds_bos: When the file does not say.
-        normalises: To NFC.
     """
 
     cut: Callable[[], PreTokenizer]
     whole_words_first: bool = False
-    adds_bos: bool = False
-    normalises: bool = False
 
 
-_LLAMA3_SCHEME = _Scheme(cut=lambda: _split(_LLAMA3), whole_words_first=True, adds_bos=True)
+_LLAMA3_SCHEME = _Scheme(cut=lambda: _split(_LLAMA3), whole_words_first=True)
 _SCHEMES = {
     "smollm": _Scheme(cut=_digits_then_gpt2),
     "gpt-2": _Scheme(cut=lambda: _byte_level(use_regex=True)),
     "llama-bpe": _LLAMA3_SCHEME,
     "llama3": _LLAMA3_SCHEME,
     "llama-v3": _LLAMA3_SCHEME,
-    "qwen2": _Scheme(cut=lambda: _split(_QWEN2), normalises=True),
+    "qwen2": _Scheme(cut=lambda: _split(_QWEN2)),
     "default": _Scheme(cut=lambda: _split(*_DEFAULT)),
 }
 
@@ -93,30 +94,24 @@ def tokenizer_from_gguf(
     Raises:
         UnsupportedTokenizer: a key is missing, or has a value we do not know.
     """
-    fields = {
-        key.removeprefix("tokenizer.ggml."): value
-        for key, value in metadata.items()
-        if key.startswith("tokenizer.ggml.")
-    }
+    fields = gguf_fields(metadata)
     if "tokens" not in fields:
         raise UnsupportedTokenizer(f"{where}: no tokenizer.ggml.tokens in the file")
     model = fields.get("model")
     if model == "gpt2":
-        tokenizer, adds_bos = _byte_level_bpe(fields, where)
-        kind: VocabularyKind = "byte_level"
+        tokenizer = _byte_level_bpe(fields, where)
     elif model == "llama":
-        tokenizer, adds_bos = _sentencepiece_bpe(fields, where), True
-        kind = "sentencepiece"
+        tokenizer = _sentencepiece_bpe(fields, where)
     else:
         raise UnsupportedTokenizer(
             f"{where}: tokenizer.ggml.model {model!r} is not supported (gpt2 and llama are)"
         )
     _add_literal_tokens(tokenizer, fields)
-    _add_template(tokenizer, fields, adds_bos)
-    return tokenizer, kind
+    _add_template(tokenizer, fields)
+    return tokenizer, kind_of_gguf(fields)
 
 
-def _byte_level_bpe(fields: Mapping[str, Any], where: str) -> tuple[Tokenizer, bool]:
+def _byte_level_bpe(fields: Mapping[str, Any], where: str) -> Tokenizer:
     pre = fields.get("pre")
     scheme = _SCHEMES.get(str(pre))
     if scheme is None:
@@ -132,11 +127,11 @@ def _byte_level_bpe(fields: Mapping[str, Any], where: str) -> tuple[Tokenizer, b
             ignore_merges=scheme.whole_words_first,
         )
     )
-    if scheme.normalises:
+    if normalises(fields):
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = scheme.cut()
     tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer, scheme.adds_bos
+    return tokenizer
 
 
 def _sentencepiece_bpe(fields: Mapping[str, Any], where: str) -> Tokenizer:
@@ -156,15 +151,15 @@ def _sentencepiece_bpe(fields: Mapping[str, Any], where: str) -> Tokenizer:
             byte_fallback=True,
         )
     )
-    spaces = normalizers.Replace(" ", _SPACE)
+    spaces = normalizers.Replace(" ", SPACE_MARK)
     strip_first: list[Any] = []
-    if fields.get("add_space_prefix", True):
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces])
+    if begins_with_space(fields):
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE_MARK), spaces])
         strip_first = [decoders.Strip(" ", 1, 0)]
     else:
         tokenizer.normalizer = spaces
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip_first]
+        [decoders.Replace(SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse(), *strip_first]
     )
     return tokenizer
 
@@ -188,25 +183,23 @@ def _merges_from_scores(tokens: list[str], scores: list[float]) -> list[tuple[st
 
 def _add_literal_tokens(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> None:
     """Control and user-defined tokens are found whole in a text; only the first are special."""
-    types: list[int] = fields.get("token_type", [])
-    for token, kind in zip(fields["tokens"], types, strict=False):
-        if kind == _CONTROL:
-            tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
-        elif kind == _USER_DEFINED:
-            tokenizer.add_tokens([AddedToken(token, normalized=False, special=False)])
+    for token_id, special in literal_tokens(fields).items():
+        token = AddedToken(fields["tokens"][token_id], normalized=False, special=special)
+        if special:
+            tokenizer.add_special_tokens([token])
+        else:
+            tokenizer.add_tokens([token])
 
 
-def _add_template(tokenizer: Tokenizer, fields: Mapping[str, Any], adds_bos: bool) -> None:
+def _add_template(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> None:
     """BOS before and EOS after every text, where the file or its kind of model says so."""
     tokens: list[str] = fields["tokens"]
-    bos, eos = fields.get("bos_token_id"), fields.get("eos_token_id")
-    before = [tokens[bos]] if bos is not None and fields.get("add_bos_token", adds_bos) else []
-    after = [tokens[eos]] if eos is not None and fields.get("add_eos_token", False) else []
-    if not before and not after:
+    ids_before, ids_after = tokens_around(fields)
+    if not ids_before and not ids_after:
         return
-    special = {tokens[i]: i for i in (bos, eos) if i is not None}
+    before, after = [tokens[i] for i in ids_before], [tokens[i] for i in ids_after]
     tokenizer.post_processor = TemplateProcessing(
         single=[*before, "$A", *after],
         pair=[*before, "$A", *after, *before, "$B", *after],
-        special_tokens=list(special.items()),
+        special_tokens=[(tokens[i], i) for i in dict.fromkeys(ids_before + ids_after)],
     )

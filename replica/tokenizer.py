@@ -9,7 +9,7 @@ import tokenizers
 
 from prompt.errors import ModelFileError
 from prompt.model_files import GgufFile, open_model_files, read_json
-from prompt.vocabulary import Vocabulary, VocabularyKind
+from prompt.vocabulary import Vocabulary, VocabularyKind, kind_of
 from replica.gguf_tokenizer import tokenizer_from_gguf
 from replica.segment_cache import SegmentCache, cuts_at_added_tokens
 
@@ -124,12 +124,7 @@ def _from_directory(directory: Path) -> Tokenizer:
         raise ModelFileError(f"{file}: {error}") from error
     backend.no_padding()
     backend.no_truncation()
-    byte_fallback = raw.get("model", {}).get("byte_fallback")
-    return Tokenizer(
-        backend,
-        "sentencepiece" if byte_fallback else "byte_level",
-        _directory_eos_ids(directory, backend),
-    )
+    return Tokenizer(backend, kind_of(raw), _directory_eos_ids(directory, backend))
 
 
 def _directory_eos_ids(directory: Path, backend: tokenizers.Tokenizer) -> set[int]:

@@ -12,7 +12,7 @@ import msgspec
 from prompt.assets import PromptAssets
 from prompt.errors import TemplateError
 from protocol.errors import BadRequest
-from router.core.marks import Namespace
+from router.core.ids import Namespace, namespace_of
 
 CHAT_PATHS = frozenset({b"/v1/chat/completions"})
 COMPLETION_PATHS = frozenset({b"/v1/completions"})
@@ -29,13 +29,20 @@ class RequestView(msgspec.Struct, kw_only=True):
     max_completion_tokens: int | None = None
     cache_salt: str | None = None
     tools: list[dict[str, Any]] | None = None
+    documents: list[dict[str, Any]] | None = None
+    reasoning_effort: str | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
+    add_special_tokens: bool | None = None
+    # What makes a prompt that we cannot know:
+    chat_template: str | None = None
+    truncate_prompt_tokens: int | None = None
+    prompt_embeds: Any = None
 
     @property
     def namespace(self) -> Namespace:
-        return (self.cache_salt,) if self.cache_salt else ()
+        return namespace_of(None, self.cache_salt or None)
 
     @property
     def expected_output_tokens(self) -> int | None:
@@ -83,21 +90,28 @@ def with_model(body: bytes, model: str) -> bytes:
 
 
 def prompt_bytes(path: bytes, view: RequestView, assets: PromptAssets | None) -> bytes | None:
-    """The prompt as the engine's tokenizer will read it; None when the request has none we know.
+    """The prompt as the bytes of its tokens; None when the request has none we know.
+
+    Of a chat with images it is what comes before the first: an engine's blocks from there on hold
+    more than text.
 
     Args:
-        assets: The model's template and vocabulary; without them messages are matched by their
-            plain text, which only equal requests share.
+        assets: The model's template, spelling and vocabulary; without them messages are matched by
+            their plain text, which only equal requests share.
     """
+    if view.truncate_prompt_tokens is not None or view.prompt_embeds is not None:
+        return None
     if path in CHAT_PATHS and view.messages is not None:
         return _chat_prompt(view, assets)
     if path in COMPLETION_PATHS:
-        return _completion_prompt(view.prompt, assets)
+        return _completion_prompt(view, assets)
     return None
 
 
 def _chat_prompt(view: RequestView, assets: PromptAssets | None) -> bytes | None:
     assert view.messages is not None
+    if view.chat_template is not None:
+        return None  # a client's own template is not for us to run
     if assets is None or assets.chat_template is None:
         return msgspec.json.encode(view.messages)
     try:
@@ -106,19 +120,40 @@ def _chat_prompt(view: RequestView, assets: PromptAssets | None) -> bytes | None
             tools=view.tools,
             add_generation_prompt=view.add_generation_prompt,
             continue_final_message=view.continue_final_message,
-            variables=view.chat_template_kwargs,
+            variables=_template_variables(view),
+            until_media=True,
         )
     except (TemplateError, RecursionError):
         return None  # the replica will refuse it, with the reason
-    return text.encode(errors="surrogatepass")
+    return assets.spelling.spell(text, add_special_tokens=bool(view.add_special_tokens))
 
 
-def _completion_prompt(prompt: str | list[Any] | None, assets: PromptAssets | None) -> bytes | None:
+def _template_variables(view: RequestView) -> Mapping[str, Any] | None:
+    """What a template is given beside messages and tools.
+
+    Source: vLLM `entrypoints/openai/chat_completion/protocol.py` (`build_chat_params`).
+    """
+    if view.documents is None and view.reasoning_effort is None:
+        return view.chat_template_kwargs
+    variables = dict(view.chat_template_kwargs or {})
+    if view.documents is not None:
+        variables["documents"] = view.documents
+    if view.reasoning_effort is not None:
+        variables["reasoning_effort"] = view.reasoning_effort
+        variables.setdefault("enable_thinking", view.reasoning_effort != "none")
+    return variables
+
+
+def _completion_prompt(view: RequestView, assets: PromptAssets | None) -> bytes | None:
+    prompt = view.prompt
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]
     if isinstance(prompt, str):
-        bos = assets.bos_text if assets is not None else ""
-        return (bos + prompt).encode(errors="surrogatepass")
+        if assets is None:
+            return prompt.encode(errors="surrogatepass")
+        return assets.spelling.spell(
+            prompt, add_special_tokens=view.add_special_tokens is not False
+        )
     if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
         if assets is None or min(prompt) < 0:
             return None

