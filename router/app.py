@@ -27,6 +27,7 @@ from protocol.load_report import LoadReport
 from router.config import ModelConfig, ReplicaConfig, RouterConfig
 from router.control.admin import admin_app
 from router.control.load_reports import follow_load_reports
+from router.control.pace import Pace
 from router.control.probes import probe
 from router.control.subscription import KvSubscription
 from router.core.policies import UnknownPolicy
@@ -131,12 +132,13 @@ async def _control(
 ) -> None:
     """Everything that watches the replicas, for as long as the router runs."""
     context = zmq.asyncio.Context()
+    pace = Pace()
     try:
         async with asyncio.TaskGroup() as tasks:
             for model in models.values():
                 tasks.create_task(_expire_predictions(model))
                 for replica in model.config.replicas:
-                    _watch(replica, model, config, http, context, tasks)
+                    _watch(replica, model, config, http, context, pace, tasks)
     finally:
         context.destroy(linger=0)
 
@@ -147,15 +149,23 @@ def _watch(
     config: RouterConfig,
     http: httpx.AsyncClient,
     context: zmq.asyncio.Context,
+    pace: Pace,
     tasks: asyncio.TaskGroup,
 ) -> None:
     tasks.create_task(probe(replica, config.probe, http, partial(_probed, model, replica.id)))
     if replica.kv_events is not None:
-        subscription = KvSubscription(
-            replica, model.index, context, http, partial(model.events_changed, replica.id)
-        )
-        model.subscriptions[replica.id] = subscription.status
-        tasks.create_task(_follow_events(subscription))
+        for rank in range(replica.kv_events.ranks):
+            subscription = KvSubscription(
+                replica,
+                model.index,
+                context,
+                http,
+                partial(model.events_changed, replica.id),
+                rank=rank,
+                pace=pace,
+            )
+            model.subscriptions[subscription.cache_id] = subscription.status
+            tasks.create_task(_follow_events(subscription))
     if replica.load_reports is not None:
         report = partial(_reported, model, replica.id)
         tasks.create_task(follow_load_reports(replica.load_reports.endpoint, context, report))
@@ -165,7 +175,7 @@ async def _follow_events(subscription: KvSubscription) -> None:
     try:
         await subscription.run()
     except Exception:  # the edge of a task: requests go on without its events
-        log.exception("replica %s: its KV events are no longer followed", subscription.replica_id)
+        log.exception("replica %s: its KV events are no longer followed", subscription.name)
         subscription.give_up()
 
 

@@ -33,17 +33,30 @@ class KvEventsConfig(_Section, frozen=True, kw_only=True):
 
     endpoint: The replica's ZMQ PUB socket.
     replay: Its replay socket; without it a gap in the events costs a snapshot.
+    snapshot: SGLang's snapshot socket (`snapshot_endpoint`). Absent: GET /kv_cache/snapshot.
     topic: Subscribe to messages whose topic starts with this.
+    ranks: Data-parallel ranks of the engine, each with a cache of its own. The sockets of rank r
+        are at the ports above plus r.
     """
 
     endpoint: str
     replay: str | None = None
+    snapshot: str | None = None
     topic: str = ""
+    ranks: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
 
     def __post_init__(self) -> None:
-        _check_endpoint("endpoint", self.endpoint)
-        if self.replay is not None:
-            _check_endpoint("replay", self.replay)
+        for what in ("endpoint", "replay", "snapshot"):
+            endpoint = getattr(self, what)
+            if endpoint is None:
+                continue
+            _check_endpoint(what, endpoint)
+            if self.ranks == 1:
+                continue
+            if not endpoint.startswith("tcp://"):
+                raise ValueError(f"{what} must be tcp://host:port for {self.ranks} ranks")
+            if int(endpoint.rpartition(":")[2]) + self.ranks > 2**16:
+                raise ValueError(f"{what}: no port is left for rank {self.ranks - 1}")
 
 
 class LoadReportsConfig(_Section, frozen=True, kw_only=True):

@@ -1,6 +1,8 @@
 """The operators' port: metrics, and what the router knows of each replica."""
 
 import asyncio
+import itertools
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from router.core.fleet import Replica
+from router.core.ranks import rank_cache_id
 from router.core.states import State
 from router.metrics import RouterMetrics
 from router.served_model import ServedModel
@@ -58,7 +61,6 @@ def _model(model: ServedModel) -> dict[str, Any]:
 
 
 def _replica(model: ServedModel, replica: Replica) -> dict[str, Any]:
-    status = model.subscriptions.get(replica.id)
     report = model.load_reports.get(replica.id)
     url = next(one.url for one in model.config.replicas if one.id == replica.id)
     return {
@@ -68,26 +70,43 @@ def _replica(model: ServedModel, replica: Replica) -> dict[str, Any]:
         "state_age_s": asyncio.get_running_loop().time() - replica.since,
         "leases": replica.running,
         "pending_prefill_tokens": replica.pending_prefill_tokens,
-        "cached_tokens": model.tree.held_tokens(replica.id),
+        "cached_tokens": sum(model.tree.held_tokens(one) for one in _caches(model, replica.id)),
         "capacity_tokens": replica.capacity_tokens,
         "trust": replica.trust,
         "prefill_tokens_per_s": replica.rates.prefill_tokens_per_s,
         "overhead_s": replica.rates.overhead_s,
         "decode_step_s": replica.rates.decode_base_s + replica.rates.decode_slope_s,
-        "events": None
-        if status is None
-        else {
-            "synced": status.synced,
-            "connected": status.connected,
-            "epoch": status.epoch,
-            "seq": status.seq,
-            "lag_s": status.lag_s,
-            "batches": status.batches,
-            "gaps": status.gaps,
-            "malformed": status.malformed,
-            "resyncs": status.resyncs,
-        },
+        "events": _events(model, replica.id),
+        "further_ranks": [_events(model, one) for one in _caches(model, replica.id)[1:]],
         "load_report": None if report is None else msgspec.structs.asdict(report),
+    }
+
+
+def _caches(model: ServedModel, replica: str) -> list[str]:
+    """The names of its data-parallel ranks' caches in the index: usually one, the replica's own."""
+    ranks = itertools.count(1)
+    further = (rank_cache_id(replica, rank) for rank in ranks)
+    return [replica, *itertools.takewhile(model.subscriptions.__contains__, further)]
+
+
+def _events(model: ServedModel, cache: str) -> dict[str, Any] | None:
+    """How one cache's events go; None: it has none."""
+    status = model.subscriptions.get(cache)
+    if status is None:
+        return None
+    return {
+        "synced": status.synced,
+        "connected": status.connected,
+        "trust": status.trust(asyncio.get_running_loop().time()),
+        "epoch": status.epoch,
+        "seq": status.seq,
+        "lag_s": status.staleness.lag_s,
+        "missing_batches": status.staleness.missing_batches,
+        "unknown_blocks": status.unknown_blocks,
+        "batches": status.batches,
+        "gaps": status.gaps,
+        "malformed": dict(status.malformed),
+        "resyncs": status.resyncs,
     }
 
 
@@ -119,7 +138,17 @@ class FleetCollector:
         )
         lag = GaugeMetricFamily(
             "warmroute_kv_event_lag_seconds",
-            "Age of the last event batch when it was applied.",
+            "How much later than usual the last event batch was applied.",
+            labels=labels,
+        )
+        missing = GaugeMetricFamily(
+            "warmroute_kv_events_missing",
+            "Event batches known to be missing, while they are asked for.",
+            labels=labels,
+        )
+        trust = GaugeMetricFamily(
+            "warmroute_replica_trust",
+            "How far a replica's events are believed, 0 to 1.",
             labels=labels,
         )
         synced = GaugeMetricFamily(
@@ -129,7 +158,9 @@ class FleetCollector:
             "warmroute_kv_event_gaps", "Gaps seen in a replica's events.", labels=labels
         )
         malformed = CounterMetricFamily(
-            "warmroute_kv_events_malformed", "Event messages that made no sense.", labels=labels
+            "warmroute_kv_events_malformed",
+            "Event messages that made no sense.",
+            labels=[*labels, "kind"],
         )
         skipped = CounterMetricFamily(
             "warmroute_kv_blocks_skipped",
@@ -149,15 +180,23 @@ class FleetCollector:
                     state.add_metric([*key, one], float(replica.state is one))
                 leases.add_metric(key, replica.running)
                 pending.add_metric(key, replica.pending_prefill_tokens)
-                cached.add_metric(key, model.tree.held_tokens(replica.id))
-                status = model.subscriptions.get(replica.id)
-                if status is None:
+                caches = _caches(model, replica.id)
+                cached.add_metric(key, sum(model.tree.held_tokens(one) for one in caches))
+                # Of a replica's ranks, the worst counts.
+                ranks = [model.subscriptions[one] for one in caches if one in model.subscriptions]
+                if not ranks:
                     continue
-                synced.add_metric(key, float(status.synced))
-                gaps.add_metric(key, status.gaps)
-                malformed.add_metric(key, status.malformed)
-                if status.lag_s is not None:
-                    lag.add_metric(key, status.lag_s)
+                now = asyncio.get_running_loop().time()
+                synced.add_metric(key, float(all(one.synced for one in ranks)))
+                trust.add_metric(key, min(one.trust(now) for one in ranks))
+                gaps.add_metric(key, sum(one.gaps for one in ranks))
+                missing.add_metric(key, sum(one.staleness.missing_batches for one in ranks))
+                for kind, count in sum((one.malformed for one in ranks), Counter()).items():
+                    malformed.add_metric([*key, kind], count)
+                lags = [one.staleness.lag_s for one in ranks if one.staleness.lag_s is not None]
+                if lags:
+                    lag.add_metric(key, max(lags))
         return [
-            state, leases, pending, cached, lag, synced, gaps, malformed, skipped, tree_bytes,
+            state, leases, pending, cached, lag, missing, trust, synced, gaps, malformed, skipped,
+            tree_bytes,
         ]  # fmt: skip

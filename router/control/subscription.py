@@ -1,18 +1,23 @@
-"""Keeps one replica's part of the index true: subscribe, snapshot, follow; repair what breaks.
+"""Keeps one cache's part of the index true: subscribe, snapshot, follow; repair what breaks.
 
     connect ─▶ handshake ─▶ snapshot (or replay from 0) ─▶ live ──gap──▶ replay ──still──▶ snapshot
                   ▲                                          │
                   └──────────── disconnected, restarted ◀────┘
 
-Subscribing comes first, so that nothing falls between snapshot and live events. A replica without
-a snapshot endpoint (vLLM) is replayed from 0; what its buffer has dropped by then stays unknown.
+Subscribing comes first, so that nothing falls between snapshot and live events. What a replica can
+be asked differs:
+
+    ours      its snapshot is events: the index is made anew from it
+    SGLang    its snapshot is hashes without text (`_take_placement`): past batches tell the text of
+              what they reach; what was known of the same life stays if it is named, else it goes
+    vLLM      no snapshot: past batches from 0; what its buffer has dropped by then stays unknown
 """
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
 from math import inf
 
 import httpx
@@ -22,58 +27,76 @@ from zmq.utils.monitor import recv_monitor_message
 
 from protocol.kv_dialects import decode_batch
 from protocol.kv_events import (
+    BlockStored,
+    EventBatch,
+    KvEvent,
     Malformation,
     MalformedEvents,
-    decode_replay_message,
+    SnapshotReader,
     decode_sequence_number,
-    decode_snapshot,
-    encode_sequence_number,
+    split_stored,
 )
-from router.config import KvEventsConfig, ReplicaConfig
+from protocol.sglang_snapshot import PlacementReader, epoch_of_topic
+from router.config import ReplicaConfig
 from router.control.backoff import Backoff
+from router.control.kv_sources import KvSources, Unavailable
+from router.control.pace import Pace
+from router.control.subscriber_socket import discard_queued, subscriber_socket
 from router.core.event_sequence import EventSequence, Verdict
+from router.core.held_hashes import HeldHashes
 from router.core.kv_index import KvIndex
+from router.core.ranks import rank_cache_id
+from router.core.staleness import Staleness
 
 log = logging.getLogger(__name__)
 
-_REPLAY_TIMEOUT_S = 2.0
-_SNAPSHOT_TIMEOUT_S = 10.0
-_HEARTBEAT_MS = 2000
-_HEARTBEAT_TIMEOUT_MS = 6000
-_RECONNECT_MS, _RECONNECT_MAX_MS = 100, 2000
-_RECEIVE_QUEUE_MESSAGES = 100_000
 # A replica that loads its model cannot tell yet what it holds: ask again soon, so that it is known
 # when its first requests come.
 _NOT_READY_RETRY_S = 0.5
 # Followed for this long, a replica's events are taken to be in order again.
 _STABLE_S = 5.0
-# A snapshot is applied so many blocks at a time, with requests served in between.
-_BLOCKS_AT_ONCE = 256
+# Some hundred microseconds of work at once, with requests served in between.
+_BLOCKS_AT_ONCE = 64
 
 
 class _Resync(Exception):
-    """What we know of the replica can no longer be trusted: take it anew."""
+    """What we know of the cache can no longer be trusted: take it anew."""
 
 
 class SubscriptionStatus:
-    """What the operator and the policy may know about one replica's events."""
+    """What the operator and the policy may know about one cache's events."""
 
     def __init__(self) -> None:
         self.synced = False
         self.connected = False
         self.epoch: str | None = None
         self.seq: int | None = None  # last batch applied
-        self.lag_s: float | None = None  # its age when it was applied, by the replica's clock
         self.batches = 0
         self.gaps = 0
-        self.malformed = 0
+        self.malformed: Counter[Malformation] = Counter()
         self.resyncs = 0
+        self.unknown_blocks = 0  # that a snapshot named and no event told the text of
         self.total_blocks: int | None = None
         self.block_size: int | None = None
+        self.staleness = Staleness()
+
+    def followed(self) -> None:
+        """All the replica holds is known, and what changes is heard of."""
+        self.synced = True
+        self.staleness.followed()
+
+    def lost(self, now: float) -> None:
+        """What changes is no longer heard of, or makes no sense."""
+        self.synced = False
+        self.staleness.unfollowed(now)
+
+    def trust(self, now: float) -> float:
+        """How far the index is to be believed about this cache, 0 to 1. `now`: the loop's time."""
+        return self.staleness.trust(now, following=self.synced)
 
 
 class KvSubscription:
-    """Follows one replica's events into the index. `run` until cancelled."""
+    """Follows one cache's events into the index. `run` until cancelled."""
 
     def __init__(
         self,
@@ -82,36 +105,42 @@ class KvSubscription:
         context: zmq.asyncio.Context,
         http: httpx.AsyncClient,
         on_change: Callable[[SubscriptionStatus], None],
+        *,
+        rank: int = 0,
+        pace: Pace | None = None,
     ) -> None:
         """
         Args:
-            on_change: Told after each batch, and when the replica is or is not synchronised.
+            on_change: Told after each batch, and when the cache is or is not synchronised.
+            rank: Which of the replica's data-parallel ranks.
+            pace: Shared with all other subscriptions.
         """
         assert replica.kv_events is not None
+        self.cache_id = rank_cache_id(replica.id, rank)
         self.status = SubscriptionStatus()
-        self._replica = replica
-        self._events: KvEventsConfig = replica.kv_events
+        self.name = replica.id if rank == 0 else f"{replica.id}, rank {rank}"
+        self._topic = replica.kv_events.topic
+        self._sources = KvSources(replica.base_url, replica.kv_events, rank, context, http)
         self._index = index
+        self._held = HeldHashes() if self._sources.has_placement else None
         self._context = context
-        self._http = http
         self._on_change = on_change
+        self._pace = pace or Pace()
         self._backoff = Backoff(first_s=0.1, most_s=_STABLE_S)
+        self._not_ready = Backoff(first_s=_NOT_READY_RETRY_S, most_s=_NOT_READY_RETRY_S)
         self._resync_at = 0.0  # not before; in the loop's seconds
         self._synced_at = -inf
 
-    @property
-    def replica_id(self) -> str:
-        return self._replica.id
-
     def give_up(self) -> None:
-        """After `run` has failed: what is known of the replica will not be kept true."""
+        """After `run` has failed: what is known of the cache will not be kept true."""
         self.status.connected = False
-        self._index.clear(self._replica.id)
+        self._forget()
         self._unsynced()
 
     async def run(self) -> None:
         clock = asyncio.get_running_loop().time
-        async with self._sockets() as (subscriber, monitor):
+        sockets = subscriber_socket(self._context, self._sources.endpoint, self._topic)
+        async with sockets as (subscriber, monitor):
             poller = zmq.asyncio.Poller()
             poller.register(subscriber, zmq.POLLIN)
             poller.register(monitor, zmq.POLLIN)
@@ -123,24 +152,48 @@ class KvSubscription:
                     if wait_s <= 0:
                         sequence = await self._resync()
                         continue
+                await self._pace.pause()
                 ready = dict(await poller.poll(None if wait_s is None else wait_s * 1000))
                 if monitor in ready:
                     await self._connection_changed(monitor)
                     sequence = None
                     if not self.status.connected:
-                        await _discard_queued(subscriber)
+                        await discard_queued(subscriber)
                 elif subscriber in ready:
                     frames = await subscriber.recv_multipart()
                     if sequence is not None and not await self._follow(frames, sequence):
                         sequence = None
-                        await _discard_queued(subscriber)
+                        await discard_queued(subscriber)
+
+    async def _connection_changed(self, monitor: zmq.asyncio.Socket) -> None:
+        """Takes one monitor message. Either way, what we know must be taken anew."""
+        message = await recv_monitor_message(monitor)
+        self.status.connected = message["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        self._resync_at = asyncio.get_running_loop().time()
+        self._unsynced()
+
+    def _unsynced(self) -> None:
+        self.status.lost(asyncio.get_running_loop().time())
+        self._on_change(self.status)
+
+    def _forget(self) -> None:
+        self._index.clear(self.cache_id)
+        if self._held is not None:
+            self._held.clear()
+        self.status.epoch = self.status.seq = None
+        self.status.staleness.forgotten()
+
+    # Live
 
     async def _follow(self, frames: list[bytes], sequence: EventSequence) -> bool:
         """Applies one live message; False when what we know must be taken anew."""
         try:
             await self._live(frames, sequence)
-        except _Resync as reason:
-            log.warning("replica %s: %s; resynchronising", self._replica.id, reason)
+        except (_Resync, MalformedEvents) as reason:
+            if isinstance(reason, MalformedEvents):
+                self._count(reason)
+            else:
+                log.warning("replica %s: %s; resynchronising", self.name, reason)
             now = asyncio.get_running_loop().time()
             # At once, unless that has not helped just before: a publisher that keeps sending
             # nonsense must not make us ask for snapshots all the time.
@@ -153,163 +206,168 @@ class KvSubscription:
             return False
         return True
 
-    @asynccontextmanager
-    async def _sockets(self) -> AsyncIterator[tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]]:
-        subscriber = self._context.socket(zmq.SUB)
-        monitor = subscriber.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        )
+    def _count(self, error: MalformedEvents) -> None:
+        """Logged once a kind: what is wrong with one message is wrong with thousands."""
+        first = not self.status.malformed[error.kind]
+        self.status.malformed[error.kind] += 1
+        level = logging.WARNING if first else logging.DEBUG
+        log.log(level, "replica %s: malformed (%s): %s", self.name, error.kind, error)
+
+    async def _live(self, frames: list[bytes], sequence: EventSequence) -> None:
+        if len(frames) != 3:
+            message = f"an event message has 3 frames, not {len(frames)}"
+            raise MalformedEvents(Malformation.FRAMES, message)
+        epoch = epoch_of_topic(frames[0])
+        if epoch is not None:
+            if self.status.epoch is None:
+                self.status.epoch = epoch
+            elif epoch != self.status.epoch:
+                raise _Resync(f"its epoch is now {epoch}: it has restarted")
+        seq = decode_sequence_number(frames[1])
+        verdict = sequence.judge(seq, same_life=epoch is not None)
+        if verdict is Verdict.GAP:
+            await self._fill_gap(sequence, before=seq)
+            # A replay may end with the batch in hand, or just before it.
+            verdict = Verdict.NEXT if sequence.replayed(seq) else Verdict.OLD
+        if verdict is Verdict.RESTARTED:
+            raise _Resync("its event numbers went back: it has restarted")
+        if verdict is Verdict.NEXT:
+            batch = await self._apply(seq, frames[2])
+            self.status.staleness.applied(batch.ts, asyncio.get_running_loop().time())
+            self._on_change(self.status)
+
+    async def _fill_gap(self, sequence: EventSequence, *, before: int) -> None:
+        assert sequence.next_seq is not None, "a gap is a distance from a known number"
+        self.status.gaps += 1
+        self.status.staleness.missing(before - sequence.next_seq)
+        self._on_change(self.status)
         try:
-            subscriber.rcvhwm = _RECEIVE_QUEUE_MESSAGES
-            subscriber.linger = 0
-            subscriber.heartbeat_ivl = _HEARTBEAT_MS
-            subscriber.heartbeat_timeout = _HEARTBEAT_TIMEOUT_MS
-            subscriber.reconnect_ivl = _RECONNECT_MS
-            subscriber.reconnect_ivl_max = _RECONNECT_MAX_MS
-            subscriber.subscribe(self._events.topic)
-            subscriber.connect(self._events.endpoint)
-            yield subscriber, monitor
-        finally:
-            subscriber.disable_monitor()
-            monitor.close(linger=0)
-            subscriber.close(linger=0)
-
-    async def _connection_changed(self, monitor: zmq.asyncio.Socket) -> None:
-        """Takes one monitor message. Either way, what we know must be taken anew."""
-        message = await recv_monitor_message(monitor)
-        self.status.connected = message["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
-        self._resync_at = asyncio.get_running_loop().time()
-        self._unsynced()
-
-    def _unsynced(self) -> None:
-        self.status.synced = False
+            async with aclosing(self._sources.replay(sequence.next_seq)) as messages:
+                async for message in messages:
+                    if sequence.replayed(message.seq):
+                        await self._apply(message.seq, message.payload)
+        except Unavailable as reason:
+            raise _Resync(f"batches were missed: {reason}") from reason
+        if sequence.next_seq < before:
+            raise _Resync(f"batches {sequence.next_seq} to {before - 1} are lost")
+        self.status.staleness.missing(0)
         self._on_change(self.status)
 
+    async def _apply(self, seq: int, payload: bytes) -> EventBatch:
+        """Raises MalformedEvents."""
+        batch = decode_batch(payload)
+        rank = batch.data_parallel_rank
+        if rank is not None and rank != self._sources.rank:
+            message = f"{self._sources.endpoint} is that of rank {rank}, not {self._sources.rank}"
+            raise MalformedEvents(Malformation.RANK, message)
+        if self._held is not None:
+            self._held.apply(batch.events)
+        await self._feed(batch.events)
+        self.status.seq = seq
+        self.status.batches += 1
+        return batch
+
+    async def _feed(self, events: Iterable[KvEvent]) -> None:
+        """Into the index, so much at a time that requests do not notice."""
+        for event in events:
+            if not isinstance(event, BlockStored):
+                self._index.apply(self.cache_id, (event,))
+                continue
+            if event.token_ids:
+                self.status.block_size = event.block_size
+            for piece in split_stored(event, _BLOCKS_AT_ONCE):
+                await self._pace.pause()
+                self._index.apply(self.cache_id, (piece,))
+
+    # Anew
+
     async def _resync(self) -> EventSequence | None:
-        """Learns all the replica holds. None: it cannot tell yet; ask again at `_resync_at`."""
+        """Learns all the cache holds. None: it cannot tell yet; ask again at `_resync_at`."""
         self.status.resyncs += 1
         clock = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(_SNAPSHOT_TIMEOUT_S):
-                response = await self._http.get(
-                    f"{self._replica.base_url}/kv_cache/snapshot", timeout=_SNAPSHOT_TIMEOUT_S
-                )
-            if response.status_code == 200:
-                sequence = await self._take_snapshot(response.content)
-            elif response.status_code in (404, 405):
-                sequence = await self._replay_from_start()
+            if self._sources.has_placement:
+                sequence = await self._take_placement(await self._sources.placement())
+            elif (reader := await self._sources.snapshot()) is not None:
+                sequence = await self._take_snapshot(reader)
             else:
-                self._resync_at = clock() + _NOT_READY_RETRY_S
-                return None
-        except (httpx.HTTPError, TimeoutError, MalformedEvents) as error:
-            reason = str(error) or type(error).__name__
-            log.info("replica %s: no snapshot yet: %s", self._replica.id, reason)
-            wait_s = _NOT_READY_RETRY_S
-            if isinstance(error, MalformedEvents):
-                self.status.malformed += 1
-                wait_s = self._backoff.next_s()
-            self._resync_at = clock() + wait_s
+                self._forget()
+                sequence = EventSequence(None)
+                await self._replay_into(sequence)
+        except Unavailable as reason:
+            log.info("replica %s: not yet: %s", self.name, reason)
+            self._resync_at = clock() + self._not_ready.next_s()
+            return None
+        except MalformedEvents as error:
+            self._count(error)
+            self._resync_at = clock() + self._backoff.next_s()
             return None
         self._synced_at = clock()
-        self.status.synced = True
-        self._on_change(self.status)
-        return sequence
-
-    async def _take_snapshot(self, payload: bytes) -> EventSequence:
-        snapshot = decode_snapshot(payload)
-        self._index.clear(self._replica.id)
-        blocks = 0
-        for event in snapshot.events:
-            self._index.apply(self._replica.id, (event,))
-            blocks += len(event.block_hashes)
-            if blocks >= _BLOCKS_AT_ONCE:
-                blocks = 0
-                await asyncio.sleep(0)
-        self.status.epoch = snapshot.epoch
-        self.status.seq = snapshot.seq if snapshot.seq >= 0 else None
-        self.status.total_blocks = snapshot.total_blocks
-        self.status.block_size = snapshot.block_size
+        self.status.followed()
         log.info(
-            "replica %s: synchronised at batch %d, epoch %s, %d events",
-            self._replica.id, snapshot.seq, snapshot.epoch, len(snapshot.events),
+            "replica %s: synchronised, next batch %s, epoch %s",
+            self.name, sequence.next_seq, self.status.epoch,
         )  # fmt: skip
-        return EventSequence(snapshot.seq + 1)
-
-    async def _replay_from_start(self) -> EventSequence:
-        self._index.clear(self._replica.id)
-        self.status.epoch = self.status.seq = None
-        sequence = EventSequence(None)
-        if self._events.replay is not None:
-            try:
-                await self._replay(sequence, first_seq=0)
-            except _Resync as reason:
-                log.warning(
-                    "replica %s: starting with an empty index: %s", self._replica.id, reason
-                )
+        self._on_change(self.status)
         return sequence
 
-    async def _live(self, frames: list[bytes], sequence: EventSequence) -> None:
-        """Applies one live message, filling the gap before it if there is one."""
+    async def _take_snapshot(self, reader: SnapshotReader) -> EventSequence:
+        """Raises MalformedEvents; then nothing is known."""
+        self._forget()
         try:
-            if len(frames) != 3:
-                raise MalformedEvents(
-                    Malformation.FRAMES, f"an event message has 3 frames, not {len(frames)}"
-                )
-            seq = decode_sequence_number(frames[1])
-            verdict = sequence.judge(seq)
-            if verdict is Verdict.GAP:
-                await self._fill_gap(sequence, before=seq)
-                # A replay may end with the batch in hand, or just before it.
-                verdict = Verdict.NEXT if sequence.replayed(seq) else Verdict.OLD
-            if verdict is Verdict.NEXT:
-                self._apply(seq, frames[2])
-        except MalformedEvents as error:
-            self.status.malformed += 1
-            raise _Resync(f"malformed event: {error}") from error
-        if verdict is Verdict.RESTARTED:
-            raise _Resync("its event numbers went back: it has restarted")
+            for event in reader.events():
+                await self._feed((event,))
+        except MalformedEvents:
+            self._forget()
+            raise
+        self.status.epoch = reader.epoch
+        self.status.seq = reader.seq if reader.seq >= 0 else None
+        self.status.total_blocks = reader.total_blocks
+        self.status.block_size = reader.block_size
+        return EventSequence(reader.seq + 1)
 
-    async def _fill_gap(self, sequence: EventSequence, *, before: int) -> None:
-        self.status.gaps += 1
-        missing = sequence.next_seq
-        assert missing is not None, "a gap is a distance from a known number"
-        await self._replay(sequence, first_seq=missing)
-        if sequence.next_seq is None or sequence.next_seq < before:
-            raise _Resync(f"batches {sequence.next_seq} to {before - 1} are lost")
+    async def _take_placement(self, placement: PlacementReader) -> EventSequence:
+        """What past batches tell, and of what is known what the snapshot names.
 
-    async def _replay(self, sequence: EventSequence, *, first_seq: int) -> None:
-        """Asks for the batches from `first_seq` on and applies those that follow one another."""
-        if self._events.replay is None:
-            raise _Resync("batches were missed and it has no replay socket")
-        socket = self._context.socket(zmq.DEALER)
-        try:
-            socket.linger = 0
-            socket.connect(self._events.replay)
-            async with asyncio.timeout(_REPLAY_TIMEOUT_S):
-                await socket.send_multipart([b"", encode_sequence_number(first_seq)])
-                while (message := decode_replay_message(await socket.recv_multipart())) is not None:
-                    if sequence.replayed(message.seq):
-                        self._apply(message.seq, message.payload)
-        except TimeoutError as error:
-            raise _Resync(f"no replay within {_REPLAY_TIMEOUT_S} s") from error
-        except MalformedEvents as error:
-            self.status.malformed += 1
-            raise _Resync(f"malformed replay: {error}") from error
-        finally:
-            socket.close(linger=0)
+        Within one life of the engine a hash stands for one text, so a hole in the batches does no
+        harm: what was stored in it stays unknown, what was removed in it is not named.
+        """
+        assert self._held is not None
+        if placement.rank != self._sources.rank:
+            message = f"snapshot of rank {placement.rank}, not {self._sources.rank}"
+            raise MalformedEvents(Malformation.RANK, message)
+        if placement.epoch != self.status.epoch:
+            self._forget()
+            self.status.epoch = placement.epoch
+        sequence = EventSequence(None)
+        await self._replay_into(sequence, before=placement.resume_seq)
+        await self._feed(self._held.retain(placement.hashes))
+        self.status.unknown_blocks = self._held.unknown(placement.hashes)
+        return EventSequence(placement.resume_seq)
 
-    def _apply(self, seq: int, payload: bytes) -> None:
-        batch = decode_batch(payload)
-        self._index.apply(self._replica.id, batch.events)
-        self.status.seq = seq
-        self.status.batches += 1
-        self.status.lag_s = max(0.0, time.time() - batch.ts)
-        self._on_change(self.status)
+    async def _replay_into(self, sequence: EventSequence, before: int | None = None) -> None:
+        """Applies past batches not yet applied, up to `before`, as far as they can be had.
 
-
-async def _discard_queued(subscriber: zmq.asyncio.Socket) -> None:
-    """Drops what is left of a stream we gave up on: a snapshot taken from now on has it too."""
-    for _ in range(_RECEIVE_QUEUE_MESSAGES):
-        if not await subscriber.poll(0):
+        A batch that makes no sense ends what came before it: that cannot be kept true.
+        """
+        first = 0 if self.status.seq is None else self.status.seq + 1
+        if not self._sources.has_replay or (before is not None and first >= before):
             return
-        await subscriber.recv_multipart()
+        try:
+            async with aclosing(self._sources.replay(first)) as messages:
+                async for message in messages:
+                    if before is not None and message.seq >= before:
+                        continue
+                    if not sequence.replayed(message.seq):
+                        continue
+                    try:
+                        await self._apply(message.seq, message.payload)
+                    except MalformedEvents as error:
+                        self._count(error)
+                        epoch = self.status.epoch
+                        self._forget()
+                        self.status.epoch = epoch
+        except (Unavailable, MalformedEvents) as reason:
+            if isinstance(reason, MalformedEvents):
+                self._count(reason)
+            log.warning("replica %s: what it held before is not known: %s", self.name, reason)

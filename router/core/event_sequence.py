@@ -5,6 +5,7 @@ live 5, 6, 7   OLD           the snapshot has them
 live 8         NEXT          apply it, next = 9
 live 11        GAP           9 and 10 are missing: replay from 9
 live 3         RESTARTED     numbers went back within one live stream: a new engine
+live 3         OLD           the same, but it says that the engine is the same: came twice, or late
 """
 
 from enum import Enum
@@ -30,10 +31,14 @@ class EventSequence:
         self._lowest_live = 0
         self.check()
 
-    def judge(self, seq: int) -> Verdict:
-        """What live batch `seq` means. Counts it as applied when the verdict is NEXT."""
+    def judge(self, seq: int, *, same_life: bool = False) -> Verdict:
+        """What live batch `seq` means. Counts it as applied when the verdict is NEXT.
+
+        Args:
+            same_life: The message itself says that the engine has not restarted.
+        """
         if seq < self._lowest_live:
-            return Verdict.RESTARTED
+            return Verdict.OLD if same_life else Verdict.RESTARTED
         self._lowest_live = seq + 1
         if self.next_seq is None:
             self.next_seq = seq

@@ -1,11 +1,14 @@
 """The operators' port shows what the router knows."""
 
+import asyncio
+
 from aiohttp.test_utils import TestClient, TestServer
 
-from protocol.kv_events import UnknownEvent
+from protocol.kv_events import Malformation, UnknownEvent
 from protocol.load_report import LoadReport
 from router.control.admin import admin_app
 from router.control.subscription import SubscriptionStatus
+from router.core.ranks import rank_cache_id
 from tests.support.data_plane import ScriptedReplica
 from tests.support.front import answer, front
 
@@ -13,9 +16,15 @@ from tests.support.front import answer, front
 async def test_replicas_decisions_and_metrics_are_shown() -> None:
     async with front(ScriptedReplica("a", answer)) as router:
         model = router.models["m"]
-        status = SubscriptionStatus()
-        status.synced, status.gaps, status.lag_s = True, 3, 0.5
-        model.subscriptions["a"] = status
+        now = asyncio.get_running_loop().time()
+        status, further = SubscriptionStatus(), SubscriptionStatus()
+        status.followed()
+        status.gaps = 3
+        status.malformed[Malformation.RANK] = 2
+        status.staleness.applied(5000.0, now - 0.5)
+        status.staleness.applied(5000.0, now)
+        further.staleness.missing(7)
+        model.subscriptions |= {"a": status, rank_cache_id("a", 1): further}
         model.load_reports["a"] = LoadReport(1, 2, 3, 4)
         model.index.apply("a", [UnknownEvent(type="later")])
         model.tree.store("a", (), [1], None, [b"text"], 16)
@@ -31,6 +40,9 @@ async def test_replicas_decisions_and_metrics_are_shown() -> None:
                 "ready", 0, 16,
             )  # fmt: skip
             assert replica["events"]["gaps"] == 3
+            assert replica["events"]["malformed"] == {"rank": 2}
+            assert 0.9 < replica["events"]["trust"] < 1
+            assert [one["missing_batches"] for one in replica["further_ranks"]] == [7]
             assert replica["load_report"]["waiting"] == 2
             text = await (await client.get("/metrics")).text()
             labels = 'model="m",replica="a"'
@@ -39,6 +51,10 @@ async def test_replicas_decisions_and_metrics_are_shown() -> None:
                 f"warmroute_replica_cached_tokens{{{labels}}} 16.0",
                 f"warmroute_kv_event_gaps_total{{{labels}}} 3.0",
                 f"warmroute_kv_event_lag_seconds{{{labels}}} 0.5",
+                f"warmroute_kv_events_missing{{{labels}}} 7.0",
+                f"warmroute_kv_events_synced{{{labels}}} 0.0",
+                f"warmroute_replica_trust{{{labels}}} 0.0",
+                f'warmroute_kv_events_malformed_total{{kind="rank",{labels}}} 2.0',
                 'warmroute_kv_blocks_skipped_total{model="m",reason="unknown_type"} 1.0',
                 f'warmroute_requests_total{{{labels},status="200"}} 1.0',
             ):

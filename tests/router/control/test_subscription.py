@@ -30,7 +30,7 @@ async def test_a_snapshot_then_live_events_make_the_tree_equal_the_publishers_tr
         await follower.caught_up(publisher)
         await publisher.publish(stored(5, b" Bye", parent=3), BlockRemoved(block_hashes=[4]))
         await follower.caught_up(publisher)
-        assert (follower.status.gaps, follower.status.malformed) == (0, 0)
+        assert (follower.status.gaps, follower.status.malformed) == (0, {})
         assert follower.status.epoch == "epoch-0"
         assert follower.status.block_size == 4
 
@@ -134,7 +134,7 @@ async def test_a_snapshot_that_is_none_is_counted_and_asked_for_again() -> None:
         await publisher.until_asked(3)
         await publisher.publish(stored(1, b"Hell"))
         await follower.caught_up(publisher)
-        assert follower.status.malformed == 2
+        assert follower.status.malformed.total() == 2
 
 
 async def test_without_a_snapshot_endpoint_the_replay_tells_all() -> None:
@@ -192,7 +192,7 @@ async def test_a_malformed_message_is_counted_and_resynchronised(
         await follower.until(lambda: not follower.status.synced)
         await publisher.publish(stored(2, b"o wo", parent=1))
         await follower.caught_up(publisher)
-        assert follower.status.malformed == 1
+        assert follower.status.malformed.total() == 1
         assert False in follower.trusted
 
 
