@@ -74,15 +74,16 @@ class ReplicaConfig(_Section, frozen=True, kw_only=True):
     id: Unique name, shown in the x-warmroute-replica header, logs and metrics.
     url: http://host:port of its OpenAI-compatible API.
     kv_events: Absent: the router guesses the replica's cache from what it routed there.
-    cache_tokens: Without kv_events: how many tokens the replica can cache. What was routed there
-        longest ago is taken as evicted when more have been.
+    cache_tokens: Without kv_events: how many tokens the replica can cache. What was used there
+        longest ago is taken as evicted when more have been. Absent: estimated from the
+        cached_tokens of its answers, from 500,000 on; without those it stays there.
     """
 
     id: str
     url: str
     kv_events: KvEventsConfig | None = None
     load_reports: LoadReportsConfig | None = None
-    cache_tokens: Positive = 500_000
+    cache_tokens: Positive | None = None
 
     def __post_init__(self) -> None:
         if not self.id or not self.id.isascii() or not self.id.isprintable():
@@ -210,7 +211,8 @@ class PredictionConfig(_Section, frozen=True, kw_only=True):
 
     ttl_s: At most this long without a word from the replica.
     grace_s: This long after the first byte, by which time its KV events have arrived.
-    without_events_ttl_s: For replicas that send no KV events, where belief is all there is.
+    without_events_ttl_s: For replicas that send no KV events, where belief is all there is: at
+        most this long after a prompt was last used, if nothing pushes it out before.
     """
 
     ttl_s: Seconds = 60.0

@@ -98,10 +98,28 @@ class RouterMetrics:
                 registry=self.registry,
             )
         )
+        self.match_overestimate_tokens = Children(
+            Counter(
+                "warmroute_match_overestimate_tokens",
+                "Prompt tokens predicted to be cached that had to be computed.",
+                ["model", "replica"],
+                registry=self.registry,
+            )
+        )
+        self.match_underestimate_tokens = Children(
+            Counter(
+                "warmroute_match_underestimate_tokens",
+                "Prompt tokens cached although that was not predicted.",
+                ["model", "replica"],
+                registry=self.registry,
+            )
+        )
         self.regret_tokens = Children(
             Counter(
                 "warmroute_regret_tokens",
-                "Prompt tokens computed although another replica held them.",
+                "Prompt tokens of answered requests computed although another ready or suspect"
+                " replica held them when the replica was chosen: by its KV events, or as believed"
+                " of one without; tried before or not. Once a request.",
                 ["model"],
                 registry=self.registry,
             )

@@ -4,8 +4,6 @@
 """
 
 import asyncio
-import heapq
-import itertools
 import logging
 from collections.abc import Mapping
 from random import Random
@@ -13,16 +11,18 @@ from random import Random
 from prompt.assets import PromptAssets
 from prompt.vocabulary import Vocabulary
 from protocol.load_report import LoadReport
+from router.answer_learning import AnswerLearning
 from router.config import ModelConfig, PredictionConfig
 from router.control.subscription import SubscriptionStatus
+from router.core.believed_cache import BelievedCache
 from router.core.cost import CostModel
 from router.core.fleet import Fleet, Lease, Replica
 from router.core.kv_index import KvIndex
-from router.core.marks import Namespace, Prediction, ReplicaId
+from router.core.marks import Namespace, ReplicaId
 from router.core.policies import make_policy
 from router.core.policy import Decision, RouteQuery
-from router.core.prediction_bound import PredictionBound
-from router.core.prefix_tree import PrefixTree
+from router.core.predictions import Predictions, RoutedPrompt
+from router.core.prefix_tree import Match, PrefixTree
 from router.core.states import State, StateEvent
 from router.dataplane.answer_scan import AnswerUsage
 from router.dataplane.exchange import Outcome
@@ -43,6 +43,8 @@ _STATE_EVENTS = {
 # How far a replica's events are believed while they are not followed: what it held a moment ago
 # it mostly holds still, and no belief at all would scatter every conversation over the fleet.
 UNSYNCED_TRUST = 0.5
+# Replicas in these states are live: what they hold could be used.
+_LIVE = (State.READY, State.SUSPECT)
 # Per call of `expire`, ten a second: a cleared cache of 100,000 blocks is gone in ten seconds.
 _SWEEP_BLOCKS = 1000
 
@@ -78,11 +80,18 @@ class ServedModel:
         self.last_decision: Decision | None = None
         self._policy = make_policy(config.policy.kind)
         self._pools = pools
-        self._prediction = prediction
         self._metrics = metrics
+        self._learning = AnswerLearning(config.name, self.cost, metrics)
         self._rng = rng
-        self._expiries: list[tuple[float, int, Prediction]] = []
-        self._expiry_order = itertools.count()
+        # Of replicas without events: belief is all there is.
+        self._believed = {
+            replica.id: BelievedCache(replica.cache_tokens, prediction.without_events_ttl_s)
+            for replica in config.replicas
+            if replica.kv_events is None
+        }
+        self._predictions = Predictions(
+            self.tree, self._believed, ttl_s=prediction.ttl_s, grace_s=prediction.grace_s
+        )
         for replica in config.replicas:
             self.fleet.add(
                 Replica(
@@ -91,12 +100,8 @@ class ServedModel:
                     trust=1.0 if replica.kv_events is None else UNSYNCED_TRUST,
                 )
             )
-        # Of replicas without events: belief is all there is, and has to end somewhere.
-        self._bounds = {
-            replica.id: PredictionBound(replica.cache_tokens, prediction.without_events_ttl_s)
-            for replica in config.replicas
-            if replica.kv_events is None
-        }
+        for replica_id in self._believed:
+            self._show_believed(replica_id)
 
     def assign(
         self,
@@ -132,22 +137,31 @@ class ServedModel:
             self._rng,
         )
         self.last_decision = decision
-        held_somewhere = max((one.tokens for one in match.confirmed.values()), default=0)
-        if held_somewhere > decision.matched_tokens:
-            regret = held_somewhere - decision.matched_tokens
-            self._metrics.regret_tokens[(self.name,)].inc(regret)
         lease = self.fleet.lease(decision.replica, decision.uncached_tokens, output_tokens, now)
-        prediction = None
+        routed = None
         if text:
-            prediction = self.tree.predict(namespace, text, decision.replica)
-            bound = self._bounds.get(decision.replica)
-            if bound is None:
-                self._expire(prediction, now + self._prediction.ttl_s)
-            else:
-                for evicted in bound.add(prediction, decision.uncached_tokens, now):
-                    self.tree.drop(evicted)
+            routed = self._predictions.routed(decision.replica, namespace, text, now)
         return ReplicaAssignment(
-            self, self._pools[decision.replica], decision, lease, prediction, len(text), streaming
+            self,
+            self._pools[decision.replica],
+            decision,
+            lease,
+            routed,
+            held_elsewhere_tokens=self._held_elsewhere_tokens(match, decision.replica),
+            streaming=streaming,
+        )
+
+    def _held_elsewhere_tokens(self, match: Match, chosen: ReplicaId) -> int:
+        """The most of a prompt that any other live replica holds: by its events, or, without
+        events, as we believe."""
+        held = {replica: found.tokens for replica, found in match.confirmed.items()}
+        for replica, end in match.predicted.items():
+            if replica in self._believed:
+                held[replica] = int(end / self.cost.bytes_per_token)
+        held.pop(chosen, None)
+        return max(
+            (tokens for replica, tokens in held.items() if self.fleet[replica].state in _LIVE),
+            default=0,
         )
 
     def can_retry(self, excluded: set[ReplicaId]) -> bool:
@@ -177,12 +191,15 @@ class ServedModel:
 
     def expire(self, now: float) -> None:
         """Drops predictions whose time is over, sweeps cleared caches; ten times a second."""
-        while self._expiries and self._expiries[0][0] <= now:
-            self.tree.drop(heapq.heappop(self._expiries)[2])
-        for bound in self._bounds.values():
-            for expired in bound.expire(now):
-                self.tree.drop(expired)
+        self._predictions.expire(now)
+        for replica in self._believed:
+            self._show_believed(replica)
         self.tree.sweep(_SWEEP_BLOCKS)
+
+    def prefilled(self, assignment: "ReplicaAssignment", now: float) -> None:
+        """Its prompt is computed: the events, if the replica sends any, are on their way."""
+        if assignment.routed is not None:
+            self._predictions.computed(assignment.routed, now)
 
     def ended(
         self, assignment: "ReplicaAssignment", outcome: str, status: int, usage: AnswerUsage
@@ -194,46 +211,46 @@ class ServedModel:
         state_event = _STATE_EVENTS.get(outcome)
         if state_event is not None:
             self.apply(replica, state_event, now)
-        computed = outcome == Outcome.ANSWERED and status == 200
-        if computed or outcome == Outcome.CLIENT_GONE:
-            self.prefilled(assignment, now)
-        elif assignment.prediction is not None:
-            self.tree.drop(assignment.prediction)
-        if status == 200 and usage.prompt_tokens is not None:
+        good = status == 200 and outcome == Outcome.ANSWERED
+        if good:
             self._learn(assignment, usage, now)
-
-    def prefilled(self, assignment: "ReplicaAssignment", now: float) -> None:
-        """Its prompt is computed: the events, if the replica sends any, are on their way."""
-        if assignment.prediction is not None and assignment.replica_id not in self._bounds:
-            self._expire(assignment.prediction, now + self._prediction.grace_s)
+        if assignment.routed is None:
+            return
+        if good or (outcome == Outcome.CLIENT_GONE and assignment.answering):
+            self._predictions.answered(
+                assignment.routed,
+                prompt_tokens=usage.prompt_tokens,
+                completion_tokens=usage.completion_tokens,
+                cached_tokens=usage.cached_tokens,
+                bytes_per_token=self.cost.bytes_per_token,
+                now=now,
+            )
+            if replica in self._believed:
+                self._show_believed(replica)
+        elif outcome == Outcome.CLIENT_GONE and replica not in self._believed:
+            self._predictions.computed(assignment.routed, now)  # its events tell how far it came
+        else:
+            self._predictions.failed(assignment.routed)
 
     def _learn(self, assignment: "ReplicaAssignment", usage: AnswerUsage, now: float) -> None:
-        assert usage.prompt_tokens is not None
-        replica, lease = assignment.replica_id, assignment.lease
-        metrics = self._metrics
-        metrics.prompt_tokens[self.name, replica].inc(usage.prompt_tokens)
-        self.cost.observe_prompt(assignment.prompt_bytes, usage.prompt_tokens)
-        if usage.completion_tokens is not None:
-            metrics.completion_tokens[self.name, replica].inc(usage.completion_tokens)
-            self.cost.observe_output(usage.completion_tokens)
-        uncached = lease.uncached_tokens
-        if usage.cached_tokens is not None:
-            metrics.matched_tokens[self.name, replica].inc(assignment.matched_tokens)
-            metrics.cached_tokens[self.name, replica].inc(usage.cached_tokens)
-            error = abs(assignment.matched_tokens - usage.cached_tokens)
-            metrics.match_error_tokens[self.name, replica].inc(error)
-            uncached = usage.prompt_tokens - usage.cached_tokens
-        if assignment.first_token_s is None:
-            return
-        ahead = lease.tokens_ahead - lease.uncached_tokens
-        self.cost.observe_prefill(replica, ahead + uncached, assignment.first_token_s)
-        steps = (usage.completion_tokens or 0) - 1
-        if steps > 0 and lease.first_byte_at is not None:
-            running = lease.replica.running + 1
-            self.cost.observe_decode(replica, running, (now - lease.first_byte_at) / steps)
+        self._learning.answered(
+            assignment.lease,
+            usage,
+            prompt_bytes=len(assignment.routed.prompt) if assignment.routed is not None else 0,
+            matched_tokens=assignment.matched_tokens,
+            first_token_s=assignment.first_token_s,
+            now=now,
+        )
+        cached = usage.cached_tokens
+        cached = assignment.matched_tokens if cached is None else cached
+        if assignment.held_elsewhere_tokens > cached:
+            self._learning.recomputed(assignment.held_elsewhere_tokens - cached)
 
-    def _expire(self, prediction: Prediction, at: float) -> None:
-        heapq.heappush(self._expiries, (at, next(self._expiry_order), prediction))
+    def _show_believed(self, replica: ReplicaId) -> None:
+        """Policies see what a replica without events is believed to hold."""
+        found, believed = self.fleet[replica], self._believed[replica]
+        found.held_tokens = believed.held_tokens
+        found.capacity_tokens = believed.capacity_tokens
 
 
 class ReplicaAssignment:
@@ -245,17 +262,19 @@ class ReplicaAssignment:
         pool: ReplicaPool,
         decision: Decision,
         lease: Lease,
-        prediction: Prediction | None,
-        prompt_bytes: int,
+        routed: RoutedPrompt | None,
+        *,
+        held_elsewhere_tokens: int,
         streaming: bool,
     ) -> None:
         self.replica_id = decision.replica
         self.matched_tokens = decision.matched_tokens
         self.pool = pool
         self.lease = lease
-        self.prediction = prediction
-        self.prompt_bytes = prompt_bytes
+        self.routed = routed
+        self.held_elsewhere_tokens = held_elsewhere_tokens
         self.first_token_s: float | None = None
+        self.answering = False
         self._model = model
         self._streaming = streaming
         self._prefill_timer: asyncio.TimerHandle | None = None
@@ -270,6 +289,7 @@ class ReplicaAssignment:
             )
 
     def first_byte(self, now: float) -> None:
+        self.answering = True
         if self._streaming:
             self.first_token_s = self.lease.first_byte(now)
             self._model.prefilled(self, now)

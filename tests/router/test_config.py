@@ -27,7 +27,7 @@ def test_the_smallest_config_has_defaults(tmp_path: Path) -> None:
     assert config.listen.port == 8000
     assert config.models[0].policy.kind == "prefix_aware"
     assert config.models[0].replicas[0].address == ("127.0.0.1", 8101)
-    assert config.models[0].replicas[0].cache_tokens == 500_000
+    assert config.models[0].replicas[0].cache_tokens is None
 
 
 FIRST = "$.models[0].replicas[0]"

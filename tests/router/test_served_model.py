@@ -7,10 +7,7 @@ import pytest
 
 from router.config import KvEventsConfig, ModelConfig, PolicyConfig, PredictionConfig, ReplicaConfig
 from router.control.subscription import SubscriptionStatus
-from router.core.marks import Prediction
 from router.core.policies import POLICIES, UnknownPolicy
-from router.core.prediction_bound import PredictionBound
-from router.core.prefix_tree import PrefixTree
 from router.core.states import State, StateEvent
 from router.dataplane.answer_scan import AnswerUsage
 from router.dataplane.exchange import Outcome
@@ -26,7 +23,7 @@ USAGE = AnswerUsage(prompt_tokens=8, completion_tokens=3, cached_tokens=4)
 
 
 def served(
-    *, events: bool, cache_tokens: int = 500_000, policy: str = "round_robin", replicas: int = 1
+    *, events: bool, cache_tokens: int | None = None, policy: str = "round_robin", replicas: int = 1
 ) -> ServedModel:
     """A model whose replicas are ready; nothing is ever connected."""
     kv_events = KvEventsConfig(endpoint="tcp://127.0.0.1:1") if events else None
@@ -148,42 +145,16 @@ async def test_only_good_answers_teach() -> None:
 
 async def test_beliefs_without_events_are_bounded_by_what_the_replica_can_cache() -> None:
     model = served(events=False, cache_tokens=100)
-    prompts = [bytes([65 + number]) * 80 for number in range(20)]  # 20 tokens each at 4 bytes
+    # 20 tokens each at 4 bytes, of which a cache keeps a block of 16
+    prompts = [bytes([65 + number]) * 80 for number in range(20)]
     for prompt in prompts:
         assign(model, prompt).release(Outcome.ANSWERED, 200, AnswerUsage(), clock())
-    assert [believed(model, prompt) for prompt in prompts] == [False] * 15 + [True] * 5
+    assert [believed(model, prompt) for prompt in prompts] == [False] * 14 + [True] * 6
     sizes = model.tree.bytes_stored
     for _ in range(200):
         assign(model, prompts[-1]).release(Outcome.ANSWERED, 200, AnswerUsage(), clock())
     assert believed(model, prompts[-1])
     assert model.tree.bytes_stored <= sizes
-
-
-def test_the_oldest_beliefs_are_dropped_first_and_dead_ones_do_not_count() -> None:
-    tree, bound = PrefixTree(), PredictionBound(100, ttl_s=10.0)
-
-    def add(prompt: bytes, tokens: int) -> tuple[Prediction, list[Prediction]]:
-        prediction = tree.predict((), prompt, "r")
-        evicted = bound.add(prediction, tokens, now=0.0)
-        bound.check()
-        for one in evicted:
-            tree.drop(one)
-        return prediction, evicted
-
-    first, _ = add(b"aaa", 40)
-    second, _ = add(b"bbb", 40)
-    tree.drop(first)
-    third, evicted = add(b"ccc", 60)
-    assert evicted == []
-    _, evicted = add(b"ddd", 1)
-    assert evicted == [second]
-    huge, evicted = add(b"eee", 101)
-    assert huge in evicted
-    assert third in evicted
-    last, _ = add(b"fff", 20)
-    assert bound.expire(9.9) == []
-    assert bound.expire(10.0) == [last]
-    bound.check()
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
@@ -232,7 +203,6 @@ async def test_a_cleared_cache_is_swept_in_time() -> None:
     model.tree.clear("r0")
     for _ in range(4):
         model.expire(clock())
-    assert model.tree.unswept_blocks == 0
     assert model.tree.bytes_stored == 0
 
 
@@ -273,12 +243,135 @@ async def test_no_lease_is_left_whatever_ends_the_requests() -> None:
         assert books_are_even(router.models["m"])
 
 
-async def test_what_another_replica_held_is_regretted() -> None:
+def count(model: ServedModel, name: str, **labels: str) -> float:
+    registry = model._metrics.registry
+    return registry.get_sample_value(f"warmroute_{name}_total", {"model": "m", **labels}) or 0.0
+
+
+def store(model: ServedModel, replica: str, blocks: int) -> None:
+    """Its events say that it holds the first blocks of the prompt, of four tokens each."""
+    texts = [PROMPT[8 * number : 8 * number + 8] for number in range(blocks)]
+    model.tree.store(replica, (), list(range(blocks)), None, texts, 4)
+
+
+@pytest.mark.parametrize(
+    ("cached", "regret"),
+    [
+        pytest.param(0, 8, id="all"),
+        pytest.param(4, 4, id="what-it-had-itself-is-none"),
+        pytest.param(8, 0, id="it-had-as-much"),
+        pytest.param(None, 8, id="unreported"),
+    ],
+)
+async def test_what_another_replica_held_and_the_chosen_computed_is_regretted(
+    cached: int | None, regret: int
+) -> None:
     model = served(events=True, replicas=2)  # round robin cares for no cache
-    model.tree.store("r1", (), [1, 2], None, [PROMPT[:8], PROMPT[8:16]], 4)
-    for _ in range(2):  # one of them goes to r1, which needs no regret
-        assign(model, streaming=True).release(Outcome.ANSWERED, 200, USAGE, clock())
-    regret = model._metrics.registry.get_sample_value(
-        "warmroute_regret_tokens_total", {"model": "m"}
-    )
-    assert regret == 8
+    store(model, "r1", 2)
+    assignment = assign(model)
+    assert assignment.replica_id == "r0"
+    assignment.release(Outcome.ANSWERED, 200, AnswerUsage(8, 3, cached), clock())
+    assert count(model, "regret_tokens") == regret
+
+
+async def test_a_wrong_prediction_of_the_chosen_replica_alone_is_no_regret() -> None:
+    model = served(events=True)
+    store(model, "r0", 2)
+    assign(model).release(Outcome.ANSWERED, 200, AnswerUsage(8, 3, 0), clock())
+    assert count(model, "regret_tokens") == 0
+    assert count(model, "match_overestimate_tokens", replica="r0") == 8
+
+
+async def test_a_request_is_regretted_once_however_often_it_is_tried() -> None:
+    model = served(events=True, replicas=3)
+    store(model, "r1", 2)
+    for outcome in (Outcome.REFUSED, Outcome.BROKEN):
+        failed = model.assign(PROMPT, (), output_tokens_max=None, streaming=True,
+                              excluded={"r1"}, now=clock())  # fmt: skip
+        failed.release(outcome, 0, AnswerUsage(), clock())
+    last = model.assign(PROMPT, (), output_tokens_max=None, streaming=True,
+                        excluded={"r1"}, now=clock())  # fmt: skip
+    assert count(model, "regret_tokens") == 0
+    last.release(Outcome.ANSWERED, 200, AnswerUsage(8, 3, 0), clock())
+    assert count(model, "regret_tokens") == 8
+
+
+async def test_what_a_dead_replica_held_is_not_regretted() -> None:
+    model = served(events=True, replicas=2)
+    store(model, "r1", 2)
+    model.apply("r1", StateEvent.REQUEST_FAILED_CONNECT, clock())
+    assign(model).release(Outcome.ANSWERED, 200, AnswerUsage(8, 3, 0), clock())
+    assert count(model, "regret_tokens") == 0
+
+
+async def test_without_events_what_was_answered_elsewhere_is_regretted() -> None:
+    model = served(events=False, replicas=2)
+    tokens = len(PROMPT)  # a byte a token
+    for _ in range(3):  # r0, r1, r0
+        assign(model).release(Outcome.ANSWERED, 200, AnswerUsage(tokens, 1, 0), clock())
+    assert 0 < count(model, "regret_tokens") <= 2 * tokens
+
+
+async def test_over_and_underestimates_are_told_apart() -> None:
+    model = served(events=True)
+    store(model, "r0", 1)
+    for cached in (0, 1, 4, 8):
+        assign(model).release(Outcome.ANSWERED, 200, AnswerUsage(8, 3, cached), clock())
+        model.expire(clock() + 1.0)  # what was predicted of it is over: its events are all
+    assert count(model, "match_overestimate_tokens", replica="r0") == 4 + 3
+    assert count(model, "match_underestimate_tokens", replica="r0") == 4
+    assert count(model, "match_error_tokens", replica="r0") == 11
+    assert count(model, "matched_tokens", replica="r0") == 16
+    assert count(model, "cached_tokens", replica="r0") == 13
+
+
+async def test_more_cached_tokens_than_the_prompt_has_do_no_harm() -> None:
+    model = served(events=True)
+    assignment = assign(model)
+    assignment.first_byte(clock() + 0.5)
+    assignment.release(Outcome.ANSWERED, 200, AnswerUsage(8, 3, 10**9), clock())
+    model.cost.check()
+
+
+# Replicas without events
+
+
+@pytest.mark.parametrize("first_byte", [False, True], ids=["before", "after"])
+async def test_a_client_that_leaves_leaves_a_belief_only_after_the_first_byte(
+    first_byte: bool,
+) -> None:
+    model = served(events=False)
+    assignment = assign(model)
+    if first_byte:
+        assignment.first_byte(clock())
+    assignment.release(Outcome.CLIENT_GONE, 499, AnswerUsage(), clock())
+    assert believed(model) == first_byte
+
+
+async def test_policies_see_what_a_replica_without_events_can_hold() -> None:
+    model = served(events=False, cache_tokens=100)
+    replica = model.fleet["r0"]
+    assert replica.capacity_tokens == 100
+    assign(model, b"x" * 200).release(Outcome.ANSWERED, 200, AnswerUsage(), clock())
+    assert replica.held_tokens == 48  # at four bytes a token, in whole pieces of 64 bytes
+    estimated = served(events=False)
+    assert estimated.fleet["r0"].capacity_tokens == 500_000
+
+
+async def test_reported_hits_correct_what_is_believed() -> None:
+    model = served(events=False)
+    prompts = [bytes([65 + number]) * 2048 for number in range(6)]
+
+    def answer_all(texts: list[bytes], cached: int) -> None:
+        for text in texts:
+            usage = AnswerUsage(len(text) // 4, 1, cached)
+            assign(model, text).release(Outcome.ANSWERED, 200, usage, clock())
+
+    answer_all(prompts, 0)
+    answer_all(prompts[:1], 16)
+    answer_all(prompts[:1], 496)
+    assert [believed(model, one) for one in prompts] == [True] * 6
+    answer_all(prompts[3:5], 0)
+    assert [believed(model, one) for one in prompts] == [True, False, False, True, True, True]
+    assert model.fleet["r0"].capacity_tokens is not None
+    assert model.fleet["r0"].capacity_tokens < 500_000
