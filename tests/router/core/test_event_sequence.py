@@ -34,6 +34,13 @@ def test_live_numbers(start: int | None, live: list[int], verdicts: list[Verdict
         sequence.check()
 
 
+def test_numbers_that_go_back_within_one_life_are_messages_that_came_twice_or_late() -> None:
+    sequence = EventSequence(5)
+    verdicts = [sequence.judge(seq, same_life=True) for seq in (5, 5, 6, 4, 7)]
+    assert verdicts == [NEXT, OLD, NEXT, OLD, NEXT]
+    assert sequence.judge(0) is RESTARTED
+
+
 def test_replays_fill_a_gap_in_order_and_once() -> None:
     sequence = EventSequence(3)
     assert sequence.judge(6) is GAP
