@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from router.core.marks import ReplicaId
+from router.core.ids import ReplicaId
 
 # Each new sample takes 2 % of the weight: about the last fifty count.
 FADE = 0.98

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from router.core.cost import Rates
-from router.core.marks import ReplicaId
+from router.core.ids import ReplicaId
 from router.core.states import State, StateEvent, after
 
 

@@ -1,19 +1,34 @@
 """KV events into the prefix tree: token ids become bytes, extra keys become the namespace.
 
-Only what a prompt's text can be matched against is indexed: full-attention blocks on the device.
-The rest is counted, so that what the router does not know is a number.
+Only what a prompt's text can be matched against is indexed: full-attention blocks, on the device
+or on a slower tier near it. The rest is counted, so that what the router does not know is a number.
 """
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from prompt.vocabulary import Vocabulary
-from protocol.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
-from router.core.marks import Namespace, ReplicaId
+from protocol.kv_events import AllBlocksCleared, BlockHash, BlockRemoved, BlockStored, KvEvent
+from router.core.chains import Tier
+from router.core.ids import Namespace, ReplicaId, namespace_of
 from router.core.prefix_tree import MisplacedBlock, PrefixTree, UnknownParent
 
-_DEVICE_MEDIUMS = frozenset({None, "GPU"})
+# Where engines say a block lies: vLLM's GPU, CPU, STORAGE; SGLang's GPU, CPU_PINNED, DISK,
+# EXTERNAL. Engines too old to say only speak of the device.
+_TIERS = {
+    None: Tier.DEVICE,
+    "GPU": Tier.DEVICE,
+    "CPU": Tier.HOST,
+    "CPU_PINNED": Tier.HOST,
+    "STORAGE": Tier.DISK,
+    "DISK": Tier.DISK,
+    "EXTERNAL": Tier.DISK,
+}
 _FULL_ATTENTION = frozenset({None, "full_attention"})
+_REMOTE = "REMOTE"
+_NAME_BITS = 64
 
 
 class KvIndex:
@@ -21,8 +36,8 @@ class KvIndex:
 
     def __init__(self, tree: PrefixTree, vocabulary: Vocabulary) -> None:
         self._tree = tree
-        self._vocabulary = vocabulary
-        # Why events were not indexed, by reason: a bounded set.
+        self._detokenise = vocabulary.detokenise
+        # Why blocks and events were not indexed, by reason: a bounded set.
         self.skipped: Counter[str] = Counter()
         # Groups of layers that are not full attention: their blocks bear the same hashes, and
         # removals only say the group.
@@ -30,53 +45,74 @@ class KvIndex:
 
     def apply(self, replica: ReplicaId, events: Iterable[KvEvent]) -> None:
         """Applies the events of one batch, in order."""
-        for event in events:
-            if isinstance(event, BlockStored):
-                self._store(replica, event)
-            elif isinstance(event, BlockRemoved):
-                self._remove(replica, event)
-            elif isinstance(event, AllBlocksCleared):
+        for kind, run in groupby(events, type):
+            if kind is BlockStored:
+                for event in run:
+                    assert isinstance(event, BlockStored)
+                    self._store(replica, event)
+            elif kind is BlockRemoved:
+                self._remove(replica, run)
+            elif kind is AllBlocksCleared:
                 self._tree.clear(replica)
             else:
-                self.skipped["unknown_type"] += 1
+                self.skipped["unknown_type"] += sum(1 for _ in run)
 
     def clear(self, replica: ReplicaId) -> None:
         """Forgets what was believed of the replica."""
         self._tree.clear(replica)
         self._other_groups.pop(replica, None)
 
-    def _remove(self, replica: ReplicaId, event: BlockRemoved) -> None:
-        if event.medium not in _DEVICE_MEDIUMS:
-            return
-        if event.group_idx is not None and event.group_idx in self._other_groups.get(replica, ()):
-            return
-        unknown = len(event.block_hashes) - self._tree.remove(replica, event.block_hashes)
-        if unknown:
-            self.skipped["removed_unknown"] += unknown
+    def _remove(self, replica: ReplicaId, events: Iterable[KvEvent]) -> None:
+        """Evictions come one block an event; the tree takes them all at once, tier by tier."""
+        other_groups = self._other_groups.get(replica, ())
+        hashes: dict[Tier, list[BlockHash]] = {}
+        for event in events:
+            assert isinstance(event, BlockRemoved)
+            tier = _TIERS.get(event.medium)
+            if tier is None:
+                self.skipped["unknown_medium"] += len(event.block_hashes)
+            elif event.locality == _REMOTE:
+                self.skipped["remote"] += len(event.block_hashes)
+            elif event.group_idx is None or event.group_idx not in other_groups:
+                hashes.setdefault(tier, []).extend(event.block_hashes)
+        for tier, removed in hashes.items():
+            unknown = len(removed) - self._tree.remove(replica, _names(removed), tier)
+            if unknown:
+                self.skipped["removed_unknown"] += unknown
 
     def _store(self, replica: ReplicaId, event: BlockStored) -> None:
-        if event.medium not in _DEVICE_MEDIUMS:
-            self.skipped["other_medium"] += len(event.block_hashes)
+        blocks = len(event.block_hashes)
+        tier = _TIERS.get(event.medium)
+        if tier is None:
+            self.skipped["unknown_medium"] += blocks
+            return
+        if event.locality == _REMOTE:
+            self.skipped["remote"] += blocks
             return
         if event.kv_cache_spec_kind not in _FULL_ATTENTION:
-            self.skipped["not_full_attention"] += len(event.block_hashes)
+            self.skipped["not_full_attention"] += blocks
             if event.group_idx is not None:
                 self._other_groups.setdefault(replica, set()).add(event.group_idx)
             return
-        namespace = _namespace(event)
+        names, tokens = _names(event.block_hashes), event.token_ids
+        if not tokens:  # known by name, now on one tier more
+            unknown = blocks - self._tree.hold(replica, names, tier)
+            if unknown:
+                self.skipped["held_unknown"] += unknown
+            return
         count = _count_of_plain_text(event)
-        if count < len(event.block_hashes):
-            self.skipped["not_text"] += len(event.block_hashes) - count
-        size, detokenise = event.block_size, self._vocabulary.detokenise
-        texts = [detokenise(event.token_ids[i * size : (i + 1) * size]) for i in range(count)]
+        if count < blocks:
+            self.skipped["not_text"] += blocks - count
+        parent, size, detokenise = event.parent_block_hash, event.block_size, self._detokenise
         try:
             self._tree.store(
                 replica,
-                namespace,
-                event.block_hashes[:count],
-                event.parent_block_hash,
-                texts,
+                _namespace(event),
+                names[:count],
+                None if parent is None else _name(parent),
+                [detokenise(tokens[at : at + size]) for at in range(0, count * size, size)],
                 size,
+                tier,
             )
         except UnknownParent:
             # Its parent was not indexed (see above), or was evicted before the snapshot.
@@ -85,14 +121,34 @@ class KvIndex:
             self.skipped["misplaced"] += count
 
 
+def _names(hashes: Sequence[BlockHash]) -> Sequence[int]:
+    """The hashes as unsigned 64-bit numbers."""
+    try:
+        return array("Q", hashes)  # type: ignore[arg-type]  # bytes raise TypeError
+    except (TypeError, OverflowError):
+        return [_name(hash) for hash in hashes]
+
+
+def _name(hash: BlockHash) -> int:
+    """A hash in 64 bits: of bytes the last eight, as vLLM itself shortens them; of a negative
+    number its two's complement."""
+    if isinstance(hash, bytes):
+        return int.from_bytes(hash[-_NAME_BITS // 8 :], "big")
+    return hash & ((1 << _NAME_BITS) - 1)
+
+
 def _namespace(event: BlockStored) -> Namespace:
-    """What beside the text tells a root block from others: cache salt and LoRA name."""
+    """What beside the text tells a root block from others: LoRA name and cache salt.
+
+    vLLM lists a first block's extra keys as the LoRA name if any, then the salt if any; engines
+    without extra keys have fields of their own.
+    """
+    adapter, salt = event.lora_name, event.cache_salt
+    if adapter is None and event.lora_id is not None:
+        adapter = f"lora_id={event.lora_id}"  # engines too old to name it
     if event.extra_keys and event.extra_keys[0]:
-        return tuple(map(str, event.extra_keys[0]))
-    lora = event.lora_name
-    if lora is None and event.lora_id is not None:
-        lora = f"lora_id={event.lora_id}"  # engines too old to name it
-    return tuple(name for name in (lora, event.cache_salt) if name)
+        salt = next((str(key) for key in event.extra_keys[0] if key != adapter), salt)
+    return namespace_of(adapter, salt)
 
 
 def _count_of_plain_text(event: BlockStored) -> int:

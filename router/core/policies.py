@@ -95,11 +95,11 @@ def _least(
 
 def _decide(query: RouteQuery, replica: Replica) -> Decision:
     """The decision for a policy that weighs no costs: what matched is still predicted."""
-    matched, uncached = split_prompt(query, replica)
+    split = split_prompt(query, replica)
     return Decision(
         replica=replica.id,
-        matched_tokens=matched,
-        uncached_tokens=uncached,
+        matched_tokens=split.matched,
+        uncached_tokens=split.uncached,
         tied=1,
-        terms=(CostTerms(0.0, replica.id, matched, uncached),),
+        terms=(CostTerms(0.0, replica.id, split.matched, split.uncached),),
     )

@@ -11,11 +11,11 @@ from typing import NamedTuple, Protocol
 
 from protocol.errors import Unavailable
 from router.core.fleet import Replica
-from router.core.marks import ReplicaId
-from router.core.prefix_tree import Match
+from router.core.ids import ReplicaId
+from router.core.prefix_tree import Confirmed, Match
 
 EMPTY_MATCH = Match({}, {})
-_NOTHING = (0, 0)
+_NOTHING = Confirmed(0, 0)
 
 
 class NoReplica(Unavailable):
@@ -64,6 +64,21 @@ class CostTerms(NamedTuple):
     prefill: float = 0.0
     decode: float = 0.0
     room: float = 0.0
+
+
+class PromptSplit(NamedTuple):
+    """A prompt's tokens as one replica would see them.
+
+    Attributes:
+        matched: Those it need not compute.
+        uncached: Those it must; at least one.
+        host, disk: Of `matched`, those it must first load from there.
+    """
+
+    matched: int
+    uncached: int
+    host: int
+    disk: int
 
 
 class Decision(NamedTuple):
@@ -115,10 +130,10 @@ def candidates(query: RouteQuery, view: FleetView) -> Sequence[Replica]:
     return routable
 
 
-def split_prompt(query: RouteQuery, replica: Replica) -> tuple[int, int]:
-    """(matched, uncached) tokens of the prompt on one replica, confirmed or predicted."""
+def split_prompt(query: RouteQuery, replica: Replica) -> PromptSplit:
+    """How much of the prompt one replica holds, confirmed or predicted."""
     bytes_per_token = query.bytes_per_token
-    matched, end = query.match.confirmed.get(replica.id, _NOTHING)
+    matched, end, host, disk = query.match.confirmed.get(replica.id, _NOTHING)
     predicted_end = query.match.predicted.get(replica.id, 0)
     if predicted_end > end:
         # Only whole blocks are kept, counted from the start of the prompt.
@@ -127,4 +142,5 @@ def split_prompt(query: RouteQuery, replica: Replica) -> tuple[int, int]:
         if predicted * bytes_per_token > end:
             matched, end = predicted, int(predicted * bytes_per_token)
     # Engines compute the last token of a prompt in any case.
-    return matched, int((len(query.prompt) - end) / bytes_per_token + 0.5) or 1
+    uncached = int((len(query.prompt) - end) / bytes_per_token + 0.5) or 1
+    return PromptSplit(matched, uncached, host, disk)

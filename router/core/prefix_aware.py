@@ -1,7 +1,8 @@
 """The default policy: the replica where the request costs the fewest seconds, to it and to others.
 
     wait      tokens still to prefill there / prefill rate
-    prefill   uncached tokens / prefill rate + overhead
+    prefill   uncached tokens / prefill rate + overhead; a token to load from a slower tier is
+              a fraction of an uncached one
     decode    the answer's steps beside those that run, and how much it slows those down
     room      what its uncached tokens cost others: a share of their prefill time again, and that
               of the tokens they push out of a full cache
@@ -23,7 +24,7 @@ from hashlib import blake2b
 from random import Random
 
 from router.core.fleet import Replica
-from router.core.marks import ReplicaId
+from router.core.ids import ReplicaId
 from router.core.policy import CostTerms, Decision, FleetView, RouteQuery, candidates, split_prompt
 
 NEAR_TIE_TOKENS = 64
@@ -42,10 +43,15 @@ class PrefixAware:
             least 1.
         eviction_weight: What a token pushed out of a full cache costs, in tokens to compute
             again: 1 if all of them will be asked for once more.
+        host_load_weight, disk_load_weight: What a token costs that lies in host memory or on disk,
+            in tokens to compute. For a model of 8B on a GPU of this decade: 128 KB a token over 25
+            and 3 GB/s, against 100 µs to compute it.
     """
 
     uncached_weight: float = 2.0
     eviction_weight: float = 1.0
+    host_load_weight: float = 0.05
+    disk_load_weight: float = 0.4
 
     def choose(self, query: RouteQuery, view: FleetView, rng: Random) -> Decision:
         """The cheapest replica, or the one of the near-ties that the prompt's hash picks."""
@@ -65,11 +71,12 @@ class PrefixAware:
         rates = replica.rates
         s_per_token = rates.prefill_s_per_token
         output = query.expected_output_tokens
-        matched, uncached = split_prompt(query, replica)
+        matched, uncached, host, disk = split_prompt(query, replica)
         running = replica.running + replica.other_running
         wait = (replica.pending_prefill_tokens + replica.other_prefill_tokens) * s_per_token
         computed = uncached + matched * (1.0 - replica.trust)
-        prefill = computed * s_per_token + rates.overhead_s
+        loaded = host * self.host_load_weight + disk * self.disk_load_weight
+        prefill = (computed + loaded) * s_per_token + rates.overhead_s
         # Our steps, one sequence slower than now; and those of the others, who are on average
         # half way through answers like ours.
         decode = output * (rates.decode_base_s + rates.decode_slope_s * (1.5 * running + 1.0))

@@ -13,12 +13,14 @@ blocks of other lengths; a request was just routed to b.
               b predicted └─ "man" ── ", hi"
                               b predicted  a: 4@15
 
-A *mark* such as 2@16 is a block and the byte where its text ends. A node's edge keeps, for each
-replica, the marks that end within it, in order. So a request matches like this:
+2@16 is a block and the byte where its text ends. Blocks are kept in *chains*, each the child of
+the one before: a has the chains [1 2 3] and, below its first block, [4]. A node knows which
+chains have blocks that end in its edge, and of each replica the last of these. So a request
+matches like this:
 
  1. Walk down while the prompt's next bytes are a child's whole edge: one memcmp an edge. The
-    node's last mark of each replica beats that replica's marks above it.
- 2. In the edge where the prompt leaves the tree, bisect for each replica's last mark before.
+    node's last block of each replica beats that replica's blocks above it.
+ 2. In the edge where the prompt leaves the tree, bisect for each replica's last block before.
  3. Never count the prompt's last byte: engines recompute at least one token to have logits, so a
     block that ends where the prompt ends is no use.
 
@@ -27,15 +29,15 @@ b: 8@14 is 8 tokens, and b is predicted to have 8 bytes.
 
 And the tree follows the replicas' events like this:
 
- 4. store: find the parent's mark by its hash (hashes are opaque, each replica has its own);
-    blocks known already are counted once more; the texts of the others are grown below the
-    parent's end in one go, splitting an edge where they differ; a mark is put at each block's end.
- 5. remove: uncount the mark. With children left it stays as a *ghost*, and all below it turns
-    loose (unmatched), until the ghost is stored again. Without, it goes, and so do ghosts above
-    that only it kept.
- 6. prune: a node nobody needs goes at once, an edge shrinks to the last mark in it, a node with
+ 4. store: find the parent by its hash (hashes are opaque, each replica has its own); blocks known
+    already have one copy more; the texts of the others are grown below the parent's end in one
+    go, splitting an edge where they differ; they lengthen the parent's chain or begin one.
+ 5. remove: one copy less. The last copy of a block with another below stays as a *ghost*, which
+    cuts off all below it until it is stored again. Without, the block goes, and so do ghosts
+    above that only it kept.
+ 6. prune: a node nobody needs goes at once, an edge shrinks to the last block in it, a node with
     an only child is joined with it.
- 7. clear: the replica starts again with nothing; its old marks match no more and are swept out
+ 7. clear: the replica starts again with nothing; its old chains match no more and are swept out
     some at a time, so that clearing a full cache is never a pause.
  8. predict: count the path of a prompt as the replica's. A count, so that dropping one prediction
     never hides another. It ends when dropped, or when a block stored below reaches its end.
@@ -48,23 +50,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from protocol.kv_events import BlockHash
-from router.core.chains import MisplacedBlock, erase, known_prefix, set_rooted
-from router.core.marks import Holder, Mark, Namespace, Prediction, ReplicaId, Run
+from router.core.chain_edits import add_copy, append, cut, take_copies
+from router.core.chains import (
+    CHAIN_BLOCKS_MAX,
+    Chain,
+    Confirmed,
+    Holder,
+    Prediction,
+    Tier,
+    place_of,
+)
+from router.core.ids import Namespace, ReplicaId
 from router.core.radix import Node, Radix, common_prefix
 from router.core.tree_check import check_tree
 
-# Marks swept on each event: enough to keep up with any replica that stores again what it held.
-SWEEP_BLOCKS_PER_EVENT = 32
+# Chains swept on each event: enough to keep up with any replica that stores again what it held.
+SWEEP_CHAINS_PER_EVENT = 2
+# A swept-out chain's part of its table of places, about.
+_SWEEP_BUCKETS_PER_CHAIN = 8
 
 __all__ = [
     "Confirmed",
     "Match",
     "MisplacedBlock",
-    "Namespace",
     "Prediction",
     "PrefixTree",
-    "ReplicaId",
+    "Tier",
     "UnknownParent",
 ]
 
@@ -72,17 +83,19 @@ __all__ = [
 class UnknownParent(LookupError):
     """Blocks were stored below a block that the replica does not hold: an event was missed."""
 
-    def __init__(self, replica: ReplicaId, parent: BlockHash) -> None:
-        super().__init__(f"replica {replica}: stored below block {parent!r}, which it has not")
+    def __init__(self, replica: ReplicaId, parent: int) -> None:
+        super().__init__(f"replica {replica}: stored below block {parent}, which it has not")
         self.replica = replica
         self.parent = parent
 
 
-class Confirmed(NamedTuple):
-    """The best unbroken chain of whole blocks: its tokens, and the byte where it ends."""
+class MisplacedBlock(ValueError):
+    """A known hash was stored again at another place: the replica's hashes lie."""
 
-    tokens: int
-    end: int
+    def __init__(self, replica: ReplicaId, hash: int) -> None:
+        super().__init__(f"replica {replica}: block {hash} was stored at two places")
+        self.replica = replica
+        self.hash = hash
 
 
 class Match(NamedTuple):
@@ -100,8 +113,8 @@ class PrefixTree:
     """The caches of all replicas of one model. Every method takes time in what it is given, not
     in what the tree holds."""
 
-    def __init__(self, sweep_blocks_per_event: int = SWEEP_BLOCKS_PER_EVENT) -> None:
-        self._sweep_blocks_per_event = sweep_blocks_per_event
+    def __init__(self, sweep_chains_per_event: int = SWEEP_CHAINS_PER_EVENT) -> None:
+        self._sweep_chains_per_event = sweep_chains_per_event
         self._radix = Radix()
         self._holders: dict[ReplicaId, Holder] = {}
         self._cleared: list[Holder] = []
@@ -115,19 +128,19 @@ class PrefixTree:
         return self._radix.bytes_stored
 
     @property
-    def unswept_blocks(self) -> int:
-        """Blocks of cleared replicas that still take up memory."""
-        return sum(len(holder.marks) for holder in self._cleared)
+    def unswept_chains(self) -> int:
+        """Chains of cleared replicas that still take up memory."""
+        return sum(len(holder.chains) for holder in self._cleared)
 
-    def held_blocks(self, replica: ReplicaId) -> int:
-        """Blocks the replica holds now, each copy counted."""
+    def held_blocks(self, replica: ReplicaId, tier: Tier = Tier.DEVICE) -> int:
+        """Blocks the replica holds now on that tier, each copy counted."""
         holder = self._holders.get(replica)
-        return 0 if holder is None else holder.blocks
+        return 0 if holder is None else holder.blocks[tier]
 
-    def held_tokens(self, replica: ReplicaId) -> int:
-        """Tokens in the blocks the replica holds now, each copy counted."""
+    def held_tokens(self, replica: ReplicaId, tier: Tier = Tier.DEVICE) -> int:
+        """Tokens in the blocks the replica holds now on that tier, each copy counted."""
         holder = self._holders.get(replica)
-        return 0 if holder is None else holder.tokens
+        return 0 if holder is None else holder.tokens[tier]
 
     def match(self, namespace: Namespace, prompt: bytes) -> Match:
         """How much of `prompt` each replica holds, and is believed to hold soon."""
@@ -135,7 +148,7 @@ class PrefixTree:
         limit = len(prompt) - 1  # step 3
         if node is None or limit < 0:
             return Match({}, {})
-        best: dict[Holder, Run] = dict(node.runs)
+        best: dict[Holder, Confirmed] = dict(node.last)
         predicted: dict[Holder, int] = {}
         position = 0
         while True:  # step 1
@@ -145,53 +158,33 @@ class PrefixTree:
             if child.end > limit or not prompt.startswith(child.edge, position):
                 break
             node, position = child, child.end
-            if child.runs:
-                best.update(child.runs)
-            if child.predicted:
-                predicted.update(dict.fromkeys(child.predicted, position))
-        confirmed = {
-            holder.replica: Confirmed(run.marks[-1].tokens, run.ends[-1])
-            for holder, run in best.items()
-            if holder.alive
-        }
+            node.used = True
+            if node.last:
+                best.update(node.last)
+            if node.predicted:
+                predicted.update(dict.fromkeys(node.predicted, position))
         if child is not None:
-            self._match_within(child, prompt, position, confirmed, predicted)
+            _match_within(child, prompt, position, best, predicted)
+        confirmed = {holder.replica: last for holder, last in best.items() if holder.alive}
         if not predicted:
             return Match(confirmed, {})
         return Match(confirmed, {holder.replica: end for holder, end in predicted.items()})
-
-    def _match_within(
-        self,
-        node: Node,
-        prompt: bytes,
-        position: int,
-        confirmed: dict[ReplicaId, Confirmed],
-        predicted: dict[Holder, int],
-    ) -> None:
-        """Step 2: the prompt ends or differs somewhere within `node`'s edge."""
-        end = min(position + common_prefix(node.edge, prompt, position), len(prompt) - 1)
-        if end <= position:
-            return
-        for holder, run in node.runs.items():
-            mark = run.last_before(end)
-            if mark is not None and holder.alive:
-                confirmed[holder.replica] = Confirmed(mark.tokens, mark.end)
-        for holder in node.predicted:
-            predicted[holder] = end
 
     def store(
         self,
         replica: ReplicaId,
         namespace: Namespace,
-        hashes: Sequence[BlockHash],
-        parent: BlockHash | None,
+        hashes: Sequence[int],
+        parent: int | None,
         texts: Sequence[bytes],
         block_size: int,
+        tier: Tier = Tier.DEVICE,
     ) -> None:
         """The replica now holds these blocks, each the child of the one before it.
 
         Args:
             namespace: Where the first block's text begins if it has no parent; else not looked at.
+            hashes: The engine's names for them, unsigned 64-bit.
             parent: The block before the first; None at the start of a prompt.
             texts: The bytes of each block's tokens, possibly empty or cut within a character.
             block_size: Tokens a block.
@@ -205,79 +198,85 @@ class PrefixTree:
         if not hashes:
             return
         holder = self._holder(replica)
-        above: Mark | None
-        if parent is None:
-            above = holder.roots.get(namespace)
-        else:
-            above = holder.marks.get(parent)
-            if above is None or not above.count:
+        above: tuple[Chain, int] | None = None
+        if parent is not None:
+            above = holder.find(parent)
+            if above is None or not any(above[0].copies(above[1])):
                 raise UnknownParent(replica, parent)
-        known = known_prefix(holder, hashes, above, texts, block_size)
-        if above is None:
-            above = Mark(None, None, self._radix.root(namespace), 0, 0)
-            holder.roots[namespace] = above
-        for hash in hashes[:known]:
-            above = holder.marks[hash]
-            above.count += 1
-            if above.count == 1 and above.parent is not None and above.parent.rooted:
-                set_rooted(holder, above, True)
-        if known < len(hashes):
-            above = self._hang(holder, above, hashes[known:], texts[known:], block_size)
-        holder.blocks += len(hashes)
-        holder.tokens += len(hashes) * block_size
+        known = _known(holder, namespace, hashes, above, texts, block_size)
+        new = len(known)
+        if known:
+            above = known[-1]
+        if new < len(hashes):
+            above = self._hang(
+                holder, namespace, above, hashes[new:], texts[new:], block_size, tier
+            )
+        for place in known:
+            add_copy(*place, tier)
         if holder.predictions:
-            self._drop_overtaken(holder, above)
+            assert above is not None, "something was stored"
+            self._drop_overtaken(holder, *above)
         if self._cleared:
-            self.sweep(len(hashes) + self._sweep_blocks_per_event)
+            self.sweep(self._sweep_chains_per_event)
 
     def _hang(
         self,
         holder: Holder,
-        above: Mark,
-        hashes: Sequence[BlockHash],
+        namespace: Namespace,
+        above: tuple[Chain, int] | None,
+        hashes: Sequence[int],
         texts: Sequence[bytes],
         block_size: int,
-    ) -> Mark:
-        """Step 4: new blocks in a chain below `above`; the last one."""
-        node = self._radix.grow(above.node, above.end, b"".join(texts))
-        path = [node]
-        while node.start >= above.end and node.parent is not None:
-            node = node.parent
-            path.append(node)
-        node = path.pop()
-        end, tokens = above.end, above.tokens
-        for hash, text in zip(hashes, texts, strict=True):
-            end += len(text)
-            tokens += block_size
-            while end > node.end:
-                node = path.pop()
-            above = Mark(hash, above, node, end, tokens)
-            holder.marks[hash] = above
-            node.add(holder, above)
-        return above
+        tier: Tier,
+    ) -> tuple[Chain, int]:
+        """Step 4: new blocks in a row below `above`; where the last one is.
 
-    def remove(self, replica: ReplicaId, hashes: Iterable[BlockHash]) -> int:
+        Raises MisplacedBlock: one of them is known. Nothing was changed.
+        """
+        chain, first = None, 0
+        if above is not None:
+            chain, first = above[0], above[1] + 1
+            is_tail = first == len(chain) and chain.block_size == block_size
+            if not is_tail or first + len(hashes) > CHAIN_BLOCKS_MAX:
+                chain, first = None, 0
+        number = holder.chain_numbers if chain is None else chain.number
+        misplaced = holder.table.add(hashes, place_of(number, first))
+        if misplaced is not None:
+            raise MisplacedBlock(holder.replica, misplaced)
+        if above is None:
+            root = self._radix.root(namespace)
+            node, end = self._radix.grow(root, 0, b"".join(texts)), 0
+            chain = Chain(holder, root, None, 0, block_size)
+        else:
+            parent, index = above
+            end = parent.ends[index]
+            node = self._radix.grow(parent.node_of(index), end, b"".join(texts))
+            if chain is None:
+                chain = Chain(holder, parent.root, parent, index, block_size)
+        append(chain, hashes, texts, end, node, tier)
+        return chain, len(chain) - 1
+
+    def hold(self, replica: ReplicaId, hashes: Iterable[int], tier: Tier) -> int:
+        """The replica has one copy more of each of these blocks on a tier; how many it knows.
+
+        For events that name blocks by nothing but their hashes. The others are lost on us.
+        """
+        holder = self._holders.get(replica)
+        known = 0
+        for hash in hashes:
+            place = None if holder is None else holder.find(hash)
+            if place is not None:
+                add_copy(*place, tier)
+                known += 1
+        return known
+
+    def remove(self, replica: ReplicaId, hashes: Iterable[int], tier: Tier = Tier.DEVICE) -> int:
         """The replica dropped one copy of each of these blocks; how many of them it had."""
         holder = self._holders.get(replica)
         if holder is None:
             return 0
-        known = 0
         touched: dict[Node, None] = {}
-        for hash in hashes:
-            mark = holder.marks.get(hash)
-            if mark is None or not mark.count:
-                continue
-            assert mark.parent is not None, "only blocks have hashes"
-            known += 1
-            mark.count -= 1
-            holder.blocks -= 1
-            holder.tokens -= mark.tokens - mark.parent.tokens
-            if mark.count:
-                continue
-            if mark.child is None:
-                erase(holder, mark, touched)
-            elif mark.rooted:
-                set_rooted(holder, mark, False)
+        known = take_copies(holder, hashes, tier, touched)
         self._radix.prune(touched)
         return known
 
@@ -290,24 +289,25 @@ class PrefixTree:
         for predictions in list(holder.predictions.values()):
             for prediction in list(predictions):
                 self.drop(prediction)
-        if holder.marks:
+        if holder.chains:
             self._cleared.append(holder)
-            self.sweep(self._sweep_blocks_per_event)
+            self.sweep(self._sweep_chains_per_event)
 
     def forget(self, replica: ReplicaId) -> None:
         """The replica is gone. What it held is dropped as by `clear`."""
         self.clear(replica)
 
-    def sweep(self, blocks: int) -> bool:
-        """Free up to `blocks` blocks of cleared replicas; whether there are more."""
+    def sweep(self, chains: int) -> bool:
+        """Free up to so many chains of cleared replicas; whether there are more."""
         touched: dict[Node, None] = {}
-        while self._cleared and blocks > 0:
+        while self._cleared and chains > 0:
             holder = self._cleared[-1]
-            # The newest mark has no child: parents come before children.
-            _, mark = holder.marks.popitem()
-            mark.count = 0
-            blocks -= erase(holder, mark, touched)
-            if not holder.marks:
+            if holder.chains:
+                # The newest chain has none below it.
+                cut(next(reversed(holder.chains.values())), 0, touched)
+            more = holder.table.shrink(_SWEEP_BUCKETS_PER_CHAIN)
+            chains -= 1
+            if not holder.chains and not more:
                 self._cleared.pop()
         self._radix.prune(touched)
         return bool(self._cleared)
@@ -345,12 +345,13 @@ class PrefixTree:
             node = node.parent
         self._radix.prune((end,))
 
-    def _drop_overtaken(self, holder: Holder, mark: Mark) -> None:
+    def _drop_overtaken(self, holder: Holder, chain: Chain, index: int) -> None:
         """Drop the replica's predictions that end on the way to a block it has stored."""
         overtaken: list[Prediction] = []
-        node: Node | None = mark.node
+        end = chain.ends[index]
+        node: Node | None = chain.node_of(index)
         while node is not None:
-            if node.end <= mark.end:
+            if node.end <= end:
                 overtaken += holder.predictions.get(node, ())
             node = node.parent
         for prediction in overtaken:
@@ -365,3 +366,58 @@ class PrefixTree:
     def check(self) -> None:
         """Assert what must always hold. Slow: it looks at everything."""
         check_tree(self._radix, [*self._holders.values(), *self._cleared])
+
+
+def _match_within(
+    node: Node,
+    prompt: bytes,
+    position: int,
+    best: dict[Holder, Confirmed],
+    predicted: dict[Holder, int],
+) -> None:
+    """Step 2: the prompt ends or differs somewhere within `node`'s edge."""
+    end = min(position + common_prefix(node.edge, prompt, position), len(prompt) - 1)
+    if end <= position:
+        return
+    node.used = True
+    for holder in node.last:
+        last = node.last_before(holder, end)
+        if last is not None:
+            best[holder] = last
+    for holder in node.predicted:
+        predicted[holder] = end
+
+
+def _known(
+    holder: Holder,
+    namespace: Namespace,
+    hashes: Sequence[int],
+    above: tuple[Chain, int] | None,
+    texts: Sequence[bytes],
+    block_size: int,
+) -> list[tuple[Chain, int]]:
+    """Where those of `hashes` are that are known: always the first ones, as parents come first.
+
+    Raises:
+        MisplacedBlock: One is not where these hashes and texts put it.
+    """
+    known: list[tuple[Chain, int]] = []
+    end = 0 if above is None else above[0].ends[above[1]]
+    for hash, text in zip(hashes, texts, strict=True):
+        place = holder.find(hash)
+        if place is None:
+            break
+        chain, index = place
+        if index:
+            before: tuple[Chain, int] | None = (chain, index - 1)
+        elif chain.parent is not None:
+            before = (chain.parent, chain.parent_index)
+        else:
+            before = None
+        end += len(text)
+        is_there = before == above and chain.ends[index] == end and chain.block_size == block_size
+        if not is_there or (before is None and chain.root.namespace != namespace):
+            raise MisplacedBlock(holder.replica, hash)
+        above = place
+        known.append(place)
+    return known

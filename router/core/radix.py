@@ -1,22 +1,28 @@
-"""A radix tree over bytes whose nodes carry replicas' marks: grow, split, prune, merge.
+"""A radix tree over bytes whose nodes know the chains of blocks that end in them.
 
-Positions are byte offsets from the start of the text. A node's edge covers [start, end); the root
-of a namespace covers nothing, and marks of blocks with empty text at the very start live there.
+Positions are byte offsets from the start of the text. A node's edge covers [start, end); a block
+whose text ends at position p belongs to the node with start < p <= end. The root of a namespace
+covers nothing and starts before everything: blocks of empty text at the very start live there.
 
 The tree is kept canonical at once, not by a later sweep:
-- a leaf ends where its last mark ends or a prediction ends, and has at least one of them;
+- a leaf ends where its last block ends or a prediction ends, and has at least one of them;
 - a node with one child differs from it in which predictions pass, or the two are merged;
 - predictions cover whole edges: where one ends, a node ends.
 
 When two nodes become one, or one becomes two, the *lower* one keeps its identity: children,
-predictions and the marks near the end need no new address.
+predictions and the chains that go on need no new address.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 
-from router.core.marks import Holder, Mark, Namespace, Run
+from router.core.chains import Chain, Confirmed, Holder
+from router.core.ids import Namespace
+
+# Edges at least this long that grow or shrink at their end do so in place.
+_LONG_EDGE_BYTES = 4096
 
 
 class Node:
@@ -27,39 +33,70 @@ class Node:
         end: Where the edge ends.
         parent: None in a root, and in a node that has been cut off.
         children: By the first byte of their edge.
-        runs: Rooted marks that end in this edge.
-        loose: Held marks and ghosts behind a hole, and the hole itself.
+        chains: Of each replica, the chains with blocks that end in this edge.
+        last: Of each replica, the rooted blocks up to the last one that ends in this edge.
         predicted: How many predictions of each replica cover this edge.
+        used: Whether a prompt has matched it since the last look for something to forget.
     """
 
-    __slots__ = ("children", "edge", "end", "loose", "parent", "predicted", "runs")
+    __slots__ = ("chains", "children", "edge", "end", "last", "parent", "predicted", "used")
 
-    def __init__(self, edge: bytes, end: int, parent: Node | None) -> None:
+    def __init__(self, edge: bytes | bytearray, end: int, parent: Node | None) -> None:
         self.edge = edge
         self.end = end
         self.parent = parent
         self.children: dict[int, Node] = {}
-        self.runs: dict[Holder, Run] = {}
-        self.loose: dict[Holder, Run] = {}
+        self.chains: dict[Holder, tuple[Chain, ...]] = {}
+        self.last: dict[Holder, Confirmed] = {}
         self.predicted: dict[Holder, int] = {}
+        self.used = True
 
     @property
     def start(self) -> int:
         return self.end - len(self.edge)
 
-    def add(self, holder: Holder, mark: Mark) -> None:
-        runs = self.runs if mark.rooted else self.loose
-        run = runs.get(holder)
-        if run is None:
-            run = runs[holder] = Run()
-        run.add(mark)
+    def put(self, chain: Chain) -> None:
+        """Blocks of `chain` end here, perhaps more than before."""
+        holder = chain.holder
+        chains = self.chains.get(holder)
+        if chains is None:
+            self.chains[holder] = (chain,)
+        elif chain not in chains:
+            self.chains[holder] = (*chains, chain)
+        self.refresh(holder)
 
-    def take(self, holder: Holder, mark: Mark) -> None:
-        runs = self.runs if mark.rooted else self.loose
-        run = runs[holder]
-        run.take(mark)
-        if not run.marks:
-            del runs[holder]
+    def take(self, chain: Chain) -> None:
+        """No block of `chain` ends here any more."""
+        holder = chain.holder
+        chains = tuple(one for one in self.chains[holder] if one is not chain)
+        if chains:
+            self.chains[holder] = chains
+        else:
+            del self.chains[holder]
+        self.refresh(holder)
+
+    def refresh(self, holder: Holder) -> None:
+        """See anew which of the replica's rooted blocks is the last here."""
+        best = None
+        start, end = self.start, self.end
+        for chain in self.chains.get(holder, ()):
+            last = chain.last_before(end)
+            if last is not None and last.end > start and (best is None or _further(last, best)):
+                best = last
+        if best is not None:
+            self.last[holder] = best
+        elif holder in self.last:
+            del self.last[holder]
+
+    def last_before(self, holder: Holder, position: int) -> Confirmed | None:
+        """The replica's rooted blocks that end here, at or before `position`."""
+        best = None
+        start = self.start
+        for chain in self.chains[holder]:
+            last = chain.last_before(position)
+            if last is not None and last.end > start and (best is None or _further(last, best)):
+                best = last
+        return best
 
 
 class Root(Node):
@@ -70,6 +107,10 @@ class Root(Node):
     def __init__(self, namespace: Namespace) -> None:
         super().__init__(b"", 0, None)
         self.namespace = namespace
+
+    @property
+    def start(self) -> int:
+        return -1
 
 
 class Radix:
@@ -127,6 +168,7 @@ class Radix:
             node.children[text[0]] = child
             self.nodes += 1
             return child
+        _make_mutable_if_long(node)
         node.edge += text
         node.end += len(text)
         return node
@@ -136,15 +178,15 @@ class Radix:
         parent, cut = lower.parent, position - lower.start
         assert parent is not None, "a root has no edge to split"
         assert 0 < cut < len(lower.edge), "a split leaves bytes on both sides"
-        upper = Node(lower.edge[:cut], position, parent)
+        upper = Node(bytes(lower.edge[:cut]), position, parent)
         lower.edge = lower.edge[cut:]
         lower.parent = upper
         parent.children[upper.edge[0]] = upper
         upper.children[lower.edge[0]] = lower
         upper.predicted = dict(lower.predicted)
+        upper.used = lower.used
         self.nodes += 1
-        _move_front(lower.runs, upper.runs, upper)
-        _move_front(lower.loose, upper.loose, upper)
+        _move_up(lower, upper)
         return upper
 
     def prune(self, nodes: Iterable[Node]) -> None:
@@ -162,7 +204,11 @@ class Radix:
             if needed > start:
                 self.bytes_stored -= node.end - needed
                 if needed < node.end:
-                    node.edge = node.edge[: needed - start]
+                    _make_mutable_if_long(node)
+                    if isinstance(node.edge, bytearray):
+                        del node.edge[needed - start :]
+                    else:
+                        node.edge = node.edge[: needed - start]
                     node.end = needed
                 return
             self.bytes_stored -= len(node.edge)
@@ -170,7 +216,7 @@ class Radix:
             parent, node.parent = node.parent, None
             del parent.children[node.edge[0]]
             node = parent
-        if isinstance(node, Root) and not (node.children or node.runs or node.loose):
+        if isinstance(node, Root) and not (node.children or node.chains):
             if self.roots.get(node.namespace) is not node:
                 return  # pruned before
             del self.roots[node.namespace]
@@ -187,11 +233,11 @@ class Radix:
         lower.parent, upper.parent = upper.parent, None
         lower.parent.children[lower.edge[0]] = lower
         self.nodes -= 1
-        _join_front(upper.runs, lower.runs, lower)
-        _join_front(upper.loose, lower.loose, lower)
+        lower.used |= upper.used
+        _move_down(upper, lower)
 
 
-def common_prefix(edge: bytes, text: bytes, offset: int) -> int:
+def common_prefix(edge: bytes | bytearray, text: bytes, offset: int) -> int:
     """How many leading bytes of `edge` stand in `text` at `offset`: bisection over memcmp."""
     low, high = 0, min(len(edge), len(text) - offset)
     if text.startswith(edge[:high], offset):
@@ -206,32 +252,66 @@ def common_prefix(edge: bytes, text: bytes, offset: int) -> int:
     return low
 
 
+def _further(one: Confirmed, other: Confirmed) -> bool:
+    """Of runs that end alike, the one with more tokens, then the one on faster tiers."""
+    return (one.end, one.tokens, -one.host_tokens - one.disk_tokens, -one.disk_tokens) > (
+        other.end, other.tokens, -other.host_tokens - other.disk_tokens, -other.disk_tokens
+    )  # fmt: skip
+
+
+def _make_mutable_if_long(node: Node) -> None:
+    if len(node.edge) >= _LONG_EDGE_BYTES and not isinstance(node.edge, bytearray):
+        node.edge = bytearray(node.edge)
+
+
 def _last_end(node: Node) -> int:
-    """Where the last mark in the node ends; 0 if it has none."""
-    end = 0
-    for runs in (node.runs, node.loose):
-        for run in runs.values():
-            end = max(end, run.ends[-1])
-    return end
+    """Where the last block in a leaf ends; 0 if it has none."""
+    last = 0
+    for chains in node.chains.values():
+        for chain in chains:
+            end = chain.ends[-1]
+            if end == node.end:
+                return end
+            last = max(last, end)
+    return last
 
 
-def _move_front(source: dict[Holder, Run], target: dict[Holder, Run], upper: Node) -> None:
-    for holder in list(source):
-        front = source[holder].cut(upper.end)
-        if front.marks:
-            target[holder] = front
-            for mark in front.marks:
-                mark.node = upper
-        if not source[holder].marks:
-            del source[holder]
+def _move_up(lower: Node, upper: Node) -> None:
+    """After a split: the blocks that end in `upper` are told there."""
+    start, position = upper.start, upper.end
+    for holder, chains in list(lower.chains.items()):
+        above, below = [], []
+        for chain in chains:
+            ends = chain.ends
+            count = bisect_right(ends, position)
+            if count and ends[count - 1] > start:
+                above.append(chain)
+            if count == len(ends):
+                chain.node = upper
+            elif ends[count] <= lower.end:
+                below.append(chain)
+        if above:
+            upper.chains[holder] = tuple(above)
+            upper.refresh(holder)
+            last = lower.last.get(holder)
+            if last is not None and last.end <= position:
+                del lower.last[holder]
+        if not below:
+            del lower.chains[holder]
+        elif len(below) < len(chains):
+            lower.chains[holder] = tuple(below)
 
 
-def _join_front(source: dict[Holder, Run], target: dict[Holder, Run], lower: Node) -> None:
-    for holder, front in source.items():
-        for mark in front.marks:
-            mark.node = lower
-        run = target.get(holder)
-        if run is None:
-            target[holder] = front
+def _move_down(upper: Node, lower: Node) -> None:
+    """Before a merge: the blocks that end in `upper` are told in `lower`."""
+    for holder, above in upper.chains.items():
+        below = lower.chains.get(holder)
+        for chain in above:
+            if chain.node is upper:
+                chain.node = lower
+        if below is None:
+            lower.chains[holder] = above
         else:
-            run.prepend(front)
+            lower.chains[holder] = (*above, *(chain for chain in below if chain not in above))
+    for holder, last in upper.last.items():
+        lower.last.setdefault(holder, last)

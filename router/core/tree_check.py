@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from router.core.marks import Holder, Mark, Run
+from router.core.chains import GHOST, Chain, Holder, Tier, place_of
 from router.core.radix import Node, Radix, Root
 
 
@@ -13,10 +13,9 @@ def check_tree(radix: Radix, holders: Sequence[Holder]) -> None:
     assert radix.bytes_stored == sum(len(node.edge) for node in nodes), "the byte count is right"
     for node in nodes:
         _check_node(node)
-    placed = sum(len(run.marks) for node in nodes for _, run in _runs(node))
-    assert placed == sum(len(holder.marks) for holder in holders), "every mark is in one run"
+    reachable = set(nodes)
     for holder in holders:
-        _check_marks(holder)
+        _check_holder(holder, reachable)
         _check_predictions(holder, nodes)
 
 
@@ -26,18 +25,12 @@ def _walk(radix: Radix) -> Iterator[Node]:
         assert root.namespace == namespace, "a root knows its name"
         assert root.parent is None, "a root has no parent"
         assert root.edge == b"", "a root covers nothing"
-        assert root.children or root.runs or root.loose, "an empty namespace is dropped"
+        assert root.children or root.chains, "an empty namespace is dropped"
         stack.append(root)
     while stack:
         node = stack.pop()
         yield node
         stack += node.children.values()
-
-
-def _runs(node: Node) -> Iterator[tuple[bool, Run]]:
-    for rooted, runs in ((True, node.runs), (False, node.loose)):
-        for run in runs.values():
-            yield rooted, run
 
 
 def _check_node(node: Node) -> None:
@@ -47,19 +40,29 @@ def _check_node(node: Node) -> None:
         assert child.edge[0] == first, "children are filed under their first byte"
         assert child.start == node.end, "edges join without a gap"
     last_end = 0
-    for rooted, run in _runs(node):
-        assert run.marks, "an empty run is dropped"
-        assert run.ends == [mark.end for mark in run.marks], "ends repeat the marks' ends"
-        for mark in run.marks:
-            assert mark.node is node, "a mark knows its node"
-            assert mark.rooted is rooted, "rooted and loose marks are kept apart"
-            if not isinstance(node, Root):
-                assert node.start < mark.end <= node.end, "a mark ends within its edge"
-        for one, other in pairwise(run.marks):
-            assert (one.end, one.tokens) <= (other.end, other.tokens), "runs are in order"
-        last_end = max(last_end, run.ends[-1])
+    for holder, chains in node.chains.items():
+        assert chains, "no chains are no entry"
+        assert len(set(chains)) == len(chains), "a chain is told once"
+        rooted = []
+        for chain in chains:
+            assert chain.holder is holder, "chains are filed under their holder"
+            ends = [end for end in chain.ends if node.start < end <= node.end]
+            assert ends, "a chain told here has a block that ends here"
+            last_end = max(last_end, ends[-1])
+            count = chain.rooted[Tier.DISK]
+            ends = [end for end in chain.ends[:count] if node.start < end <= node.end]
+            if ends:
+                last = chain.last_before(node.end)
+                assert last is not None
+                rooted.append(last)
+        best = node.last.get(holder)
+        assert (best is None) == (not rooted), "the last rooted block is there"
+        for one in rooted:
+            assert best is not None
+            assert (one.end, one.tokens) <= (best.end, best.tokens), "the last block is the last"
+        assert best is None or best in rooted, "the last rooted block is right"
+    assert node.last.keys() <= node.chains.keys(), "what is last is there"
     if isinstance(node, Root):
-        assert last_end == 0, "only empty texts end at a root"
         return
     assert all(count > 0 for count in node.predicted.values()), "an uncounted prediction is dropped"
     if not node.children:
@@ -69,39 +72,64 @@ def _check_node(node: Node) -> None:
         assert child.predicted != node.predicted, "an only child is joined with its parent"
 
 
-def _check_marks(holder: Holder) -> None:
-    blocks = tokens = 0
-    seen: set[int] = set()
-    for root in holder.roots.values():
-        assert isinstance(root.node, Root), "a root mark is at a root"
-        assert root.child is not None, "a root mark without blocks is dropped"
-        assert root.rooted, "chains start at a root mark"
-        assert root.end == root.tokens == 0, "a root mark is before the first block"
-        seen.add(id(root))
-    for hash, mark in holder.marks.items():
-        assert mark.hash == hash, "marks are filed under their hash"
-        assert mark.parent is not None, "only root marks have no parent"
-        assert id(mark.parent) in seen, "parents come before their children"
-        seen.add(id(mark))
-        assert any(one is mark for one in mark.parent.children()), "a parent knows its children"
-        assert mark.end >= mark.parent.end, "text goes forward"
-        assert mark.tokens > mark.parent.tokens, "a block has tokens"
-        assert mark.rooted == (mark.count > 0 and mark.parent.rooted) or not holder.alive
-        assert mark.count >= 0, "what is removed was stored"
-        assert mark.count or mark.child is not None, "a ghost has children"
-        _check_siblings(mark)
-        blocks += mark.count
-        tokens += mark.count * (mark.tokens - mark.parent.tokens)
+def _check_holder(holder: Holder, nodes: set[Node]) -> None:
+    blocks, tokens = [0, 0, 0], [0, 0, 0]
+    places: dict[int, int] = {}
+    for number, chain in holder.chains.items():
+        assert chain.number == number < holder.chain_numbers, "chains are filed by number"
+        assert len(chain) == len(chain.hashes) > 0, "a chain has blocks"
+        _check_chain(chain, nodes)
+        for index, hash in enumerate(chain.hashes):
+            assert hash not in places, "a hash is at one place"
+            places[hash] = place_of(number, index)
+            for tier in Tier:
+                blocks[tier] += chain.copies(index)[tier]
+                tokens[tier] += chain.copies(index)[tier] * chain.block_size
     if holder.alive:
         assert (holder.blocks, holder.tokens) == (blocks, tokens), "copies are counted right"
+        holder.table.check()
+        assert dict(holder.table) == places, "the table knows every place"
 
 
-def _check_siblings(mark: Mark) -> None:
-    previous = None
-    for child in mark.children():
-        assert child.previous is previous, "siblings are linked both ways"
-        assert child.parent is mark, "children know their parent"
-        previous = child
+def _check_chain(chain: Chain, nodes: set[Node]) -> None:
+    count, parent = len(chain), chain.parent
+    assert all(one <= other for one, other in pairwise(chain.ends)), "text goes forward"
+    last = count - 1
+    assert any(chain.copies(last)) or chain.has_child(last), "a ghost has something below it"
+    start = 0
+    if parent is None:
+        assert chain.start_tokens == 0, "nothing is before the first block"
+    else:
+        start = parent.ends[chain.parent_index]
+        assert chain.start_tokens == parent.tokens(chain.parent_index + 1), "tokens are counted"
+        assert parent.children is not None, "a parent knows its children"
+        assert chain in parent.children[chain.parent_index], "a parent knows its children"
+        assert parent.holder.chains[parent.number] is parent, "a parent is there"
+        assert parent.root is chain.root, "a namespace is not left"
+    assert chain.ends[0] >= start, "text goes forward"
+    for tier in Tier:
+        rooted = 0
+        if parent is None or parent.rooted[tier] > chain.parent_index:
+            while rooted < count and any(chain.copies(rooted)[: tier + 1]):
+                rooted += 1
+        assert chain.rooted[tier] == rooted, "what is rooted is told right"
+    if chain.odd is not None:
+        assert chain.odd, "no odd copies are none"
+        assert max(chain.odd) < count, "odd copies are of blocks that are there"
+        assert all(min(copies) >= 0 for copies in chain.odd.values()), "what goes was there"
+        assert chain.copies(last) != GHOST or chain.has_child(last), "a ghost is needed"
+    told = set()
+    node: Node | None = chain.node
+    assert node is not None
+    assert node.start < chain.ends[-1] <= node.end, "a chain knows where it ends"
+    while node is not None:
+        assert node in nodes, "a chain runs through the tree"
+        told |= {index for index, end in enumerate(chain.ends) if node.start < end <= node.end}
+        has_block = any(node.start < end <= node.end for end in chain.ends)
+        assert (chain in node.chains.get(chain.holder, ())) == has_block, "nodes know their chains"
+        top, node = node, node.parent
+    assert top is chain.root, "a chain is in its namespace"
+    assert len(told) == count, "every block ends in a node"
 
 
 def _check_predictions(holder: Holder, nodes: Sequence[Node]) -> None:

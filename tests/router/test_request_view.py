@@ -147,7 +147,7 @@ def test_other_fields_of_the_wrong_type_are_for_the_replica_to_judge(field: str)
 
 def test_limits_and_salt_are_read() -> None:
     view = view_of(b'{"max_tokens": 5, "max_completion_tokens": 7, "cache_salt": "a"}')
-    assert (view.expected_output_tokens, view.namespace) == (7, ("a",))
+    assert (view.expected_output_tokens, view.namespace) == (7, (None, "a"))
     assert view_of(b'{"max_tokens": -1}').expected_output_tokens is None
     assert view_of(b'{"cache_salt": ""}').namespace == ()
 

@@ -1,24 +1,24 @@
 """The prefix tree as plain facts, slow and obviously right: the oracle for its property tests.
 
 A fact is (replica, hash) → namespace, parent's hash, whole text up to the block's end, tokens up to
-the block's end, copies held. A prediction is (replica, namespace, prompt).
+the block's end, copies held on each tier. A prediction is (replica, namespace, prompt).
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from protocol.kv_events import BlockHash
-from router.core.marks import Namespace, ReplicaId
+from router.core.chains import Confirmed, Tier
+from router.core.ids import Namespace, ReplicaId
 
 
 @dataclass
 class Fact:
     namespace: Namespace
-    parent: BlockHash | None
+    parent: int | None
     text: bytes
     tokens: int
     size: int
-    copies: int = 0
+    copies: list[int] = field(default_factory=lambda: [0, 0, 0])
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,23 @@ class TreeModel:
     """Same verbs as `PrefixTree`; facts of blocks once seen are kept, with no copies."""
 
     def __init__(self) -> None:
-        self.facts: dict[ReplicaId, dict[BlockHash, Fact]] = {}
+        self.facts: dict[ReplicaId, dict[int, Fact]] = {}
         self.beliefs: dict[int, Belief] = {}
         self._next_belief = 0
 
-    def holds(self, replica: ReplicaId, hash: BlockHash) -> bool:
+    def holds(self, replica: ReplicaId, hash: int) -> bool:
         fact = self.facts.get(replica, {}).get(hash)
-        return fact is not None and fact.copies > 0
+        return fact is not None and any(fact.copies)
 
     def store(
         self,
         replica: ReplicaId,
         namespace: Namespace,
-        hashes: Sequence[BlockHash],
-        parent: BlockHash | None,
+        hashes: Sequence[int],
+        parent: int | None,
         texts: Sequence[bytes],
         block_size: int,
+        tier: Tier = Tier.DEVICE,
     ) -> None:
         facts = self.facts.setdefault(replica, {})
         text, tokens = b"", 0
@@ -57,7 +58,7 @@ class TreeModel:
         for hash, addition in zip(hashes, texts, strict=True):
             text, tokens = text + addition, tokens + block_size
             fact = facts.setdefault(hash, Fact(namespace, parent, text, tokens, block_size))
-            fact.copies += 1
+            fact.copies[tier] += 1
             parent = hash
         for key, belief in list(self.beliefs.items()):
             if (belief.replica, belief.namespace) == (replica, namespace) and text.startswith(
@@ -65,11 +66,27 @@ class TreeModel:
             ):
                 del self.beliefs[key]
 
-    def remove(self, replica: ReplicaId, hashes: Iterable[BlockHash]) -> int:
+    def knows(self, replica: ReplicaId, hash: int) -> bool:
+        """Whether the block is held, or needed as the way to one that is."""
+        facts = self.facts.get(replica, {})
+        if self.holds(replica, hash):
+            return True
+        return any(fact.parent == hash and self.knows(replica, one) for one, fact in facts.items())
+
+    def hold(self, replica: ReplicaId, hashes: Iterable[int], tier: Tier) -> int:
         known = 0
         for hash in hashes:
-            if self.holds(replica, hash):
-                self.facts[replica][hash].copies -= 1
+            if self.knows(replica, hash):
+                self.facts[replica][hash].copies[tier] += 1
+                known += 1
+        return known
+
+    def remove(self, replica: ReplicaId, hashes: Iterable[int], tier: Tier = Tier.DEVICE) -> int:
+        known = 0
+        for hash in hashes:
+            fact = self.facts.get(replica, {}).get(hash)
+            if fact is not None and fact.copies[tier]:
+                fact.copies[tier] -= 1
                 known += 1
         return known
 
@@ -86,21 +103,25 @@ class TreeModel:
     def drop(self, key: int) -> None:
         self.beliefs.pop(key, None)
 
-    def confirmed(self, namespace: Namespace, prompt: bytes) -> dict[ReplicaId, tuple[int, int]]:
-        """For each replica (tokens, end byte) of its furthest unbroken chain."""
-        best: dict[ReplicaId, tuple[int, int]] = {}
+    def confirmed(self, namespace: Namespace, prompt: bytes) -> dict[ReplicaId, Confirmed]:
+        """For each replica its furthest unbroken chain; of equals, the one on faster tiers."""
+        best: dict[ReplicaId, Confirmed] = {}
         for replica, facts in self.facts.items():
-            ends = [
-                (len(fact.text), fact.tokens)
-                for hash, fact in facts.items()
-                if fact.namespace == namespace
-                and len(fact.text) < len(prompt)
-                and prompt.startswith(fact.text)
-                and self._unbroken(replica, hash)
-            ]
-            if ends:
-                end, tokens = max(ends)
-                best[replica] = (tokens, end)
+            found = []
+            for hash, fact in facts.items():
+                matches = (
+                    fact.namespace == namespace
+                    and len(fact.text) < len(prompt)
+                    and prompt.startswith(fact.text)
+                )
+                if matches and self._rooted_tokens(replica, hash, Tier.DISK) == fact.tokens:
+                    device = self._rooted_tokens(replica, hash, Tier.DEVICE)
+                    host = self._rooted_tokens(replica, hash, Tier.HOST)
+                    key = (len(fact.text), fact.tokens, device, host)
+                    one = Confirmed(fact.tokens, len(fact.text), host - device, fact.tokens - host)
+                    found.append((key, one))
+            if found:
+                best[replica] = max(found)[1]
         return best
 
     def predicted(self, namespace: Namespace, prompt: bytes) -> dict[ReplicaId, int]:
@@ -116,10 +137,11 @@ class TreeModel:
                     best[belief.replica] = max(best.get(belief.replica, 0), end)
         return best
 
-    def held(self, replica: ReplicaId) -> tuple[int, int]:
-        """(blocks, tokens) the replica holds, copies counted."""
+    def held(self, replica: ReplicaId, tier: Tier) -> tuple[int, int]:
+        """(blocks, tokens) the replica holds on a tier, copies counted."""
         facts = self.facts.get(replica, {}).values()
-        return sum(one.copies for one in facts), sum(one.copies * one.size for one in facts)
+        blocks = sum(one.copies[tier] for one in facts)
+        return blocks, sum(one.copies[tier] * one.size for one in facts)
 
     def size(self) -> tuple[int, int]:
         """(nodes, bytes) of the smallest tree that tells these facts and beliefs."""
@@ -127,7 +149,7 @@ class TreeModel:
             (fact.namespace, fact.text)
             for facts in self.facts.values()
             for fact in facts.values()
-            if fact.copies
+            if any(fact.copies)
         }
         ends = {(one.namespace, one.prompt) for one in self.beliefs.values()}
         needed |= ends
@@ -138,9 +160,17 @@ class TreeModel:
         nodes = sum(1 for one in prefixes if branches.get(one, 0) != 1 or one in ends)
         return nodes + len({name for name, _ in needed}), len(prefixes)
 
-    def _unbroken(self, replica: ReplicaId, hash: BlockHash | None) -> bool:
-        while hash is not None:
-            if not self.holds(replica, hash):
-                return False
-            hash = self.facts[replica][hash].parent
-        return True
+    def _rooted_tokens(self, replica: ReplicaId, hash: int, tier: Tier) -> int:
+        """Tokens of the unbroken chain towards a block that are on `tier` or faster."""
+        facts = self.facts[replica]
+        way: list[Fact] = []
+        above: int | None = hash
+        while above is not None:
+            way.append(facts[above])
+            above = facts[above].parent
+        tokens = 0
+        for fact in reversed(way):
+            if not any(fact.copies[: tier + 1]):
+                break
+            tokens = fact.tokens
+        return tokens

@@ -15,6 +15,7 @@ from protocol.kv_events import (
     BlockStored,
     UnknownEvent,
 )
+from router.core.ids import namespace_of
 from router.core.kv_index import KvIndex
 from router.core.prefix_tree import PrefixTree
 from tests.support.event_publisher import BYTE_VOCABULARY, stored
@@ -30,9 +31,16 @@ class Indexed:
         self.index = KvIndex(self.tree, BYTE_VOCABULARY)
         self.index.apply("a", events)
 
-    def matched(self, *namespace: str, replica: str = "a", prompt: bytes = PROMPT) -> int:
+    def matched(
+        self,
+        *,
+        adapter: str | None = None,
+        salt: str | None = None,
+        replica: str = "a",
+        prompt: bytes = PROMPT,
+    ) -> int:
         self.tree.check()
-        found = self.tree.match(namespace, prompt).confirmed.get(replica)
+        found = self.tree.match(namespace_of(adapter, salt), prompt).confirmed.get(replica)
         return found.tokens if found else 0
 
 
@@ -49,42 +57,43 @@ def chain(**fields: Any) -> BlockStored:
 @pytest.mark.parametrize(
     ("fields", "namespace"),
     [
-        pytest.param({}, (), id="plain"),
-        pytest.param({"extra_keys": [None, None, None]}, (), id="no-extra-keys"),
-        pytest.param({"extra_keys": [["tenant"], None, None]}, ("tenant",), id="salt"),
-        pytest.param({"cache_salt": "tenant"}, ("tenant",), id="sglang-salt"),
-        pytest.param({"lora_name": "fr"}, ("fr",), id="lora-without-extra-keys"),
+        pytest.param({}, (None, None), id="plain"),
+        pytest.param({"extra_keys": [None, None, None]}, (None, None), id="no-extra-keys"),
+        pytest.param({"extra_keys": [["tenant"], None, None]}, (None, "tenant"), id="salt"),
+        pytest.param({"cache_salt": "tenant"}, (None, "tenant"), id="sglang-salt"),
+        pytest.param({"lora_name": "fr"}, ("fr", None), id="lora-without-extra-keys"),
         pytest.param(
-            {"lora_name": "fr", "extra_keys": [["fr"], ["fr"], ["fr"]]}, ("fr",), id="lora"
+            {"lora_name": "fr", "extra_keys": [["fr"], ["fr"], ["fr"]]}, ("fr", None), id="lora"
         ),
         pytest.param(
             {"lora_name": "fr", "extra_keys": [["fr", "tenant"], ["fr"], ["fr"]]},
             ("fr", "tenant"),
             id="lora-and-salt",
         ),
-        pytest.param({"lora_id": 3}, ("lora_id=3",), id="lora-before-names"),
+        pytest.param({"lora_id": 3}, ("lora_id=3", None), id="lora-before-names"),
     ],
 )
 def test_what_beside_the_text_tells_blocks_apart_is_the_namespace(
-    fields: dict[str, Any], namespace: tuple[str, ...]
+    fields: dict[str, Any], namespace: tuple[str | None, str | None]
 ) -> None:
     indexed = Indexed(chain(**fields))
-    assert indexed.matched(*namespace) == 12
-    for other in {(), ("tenant",), ("fr",), ("other",)} - {namespace}:
-        assert indexed.matched(*other) == 0
+    everybody = {(None, None), (None, "tenant"), ("fr", None), (None, "fr"), ("tenant", None)}
+    for adapter, salt in everybody | {namespace}:
+        expected = 12 if (adapter, salt) == namespace else 0
+        assert indexed.matched(adapter=adapter, salt=salt) == expected
     assert not indexed.index.skipped
 
 
 def test_children_of_a_salted_block_need_not_repeat_the_salt() -> None:
     indexed = Indexed(stored(1, b"Hell", extra_keys=[["s"]]), stored(2, b"o wo", parent=1))
-    assert (indexed.matched("s"), indexed.matched()) == (8, 0)
+    assert (indexed.matched(salt="s"), indexed.matched()) == (8, 0)
 
 
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        pytest.param({"medium": "CPU"}, "other_medium", id="cpu"),
-        pytest.param({"medium": "DISK"}, "other_medium", id="disk"),
+        pytest.param({"medium": "PUNCHED_CARDS"}, "unknown_medium", id="unknown-medium"),
+        pytest.param({"medium": "STORAGE", "locality": "REMOTE"}, "remote", id="remote"),
         pytest.param(
             {"kv_cache_spec_kind": "sliding_window", "group_idx": 1},
             "not_full_attention",
@@ -133,14 +142,63 @@ def test_a_removal_in_a_sliding_window_group_leaves_full_attention_alone() -> No
     assert indexed.matched() == 8
 
 
-def test_a_block_moved_to_the_cpu_is_no_longer_on_the_device() -> None:
+@pytest.mark.parametrize(
+    ("medium", "host", "disk"),
+    [("CPU", 8, 0), ("CPU_PINNED", 8, 0), ("DISK", 0, 8), ("STORAGE", 0, 8), ("EXTERNAL", 0, 8)],
+)
+def test_blocks_moved_to_a_slower_tier_are_matched_as_such(
+    medium: str, host: int, disk: int
+) -> None:
     indexed = Indexed(
         chain(),
-        chain(medium="CPU"),
+        # as vLLM's offloading says it: nothing but hashes; 99 was never indexed
+        BlockStored(
+            block_hashes=[2, 3, 99],
+            parent_block_hash=None,
+            token_ids=[],
+            block_size=4,
+            medium=medium,
+        ),
         BlockRemoved(block_hashes=[3], medium="GPU"),
-        BlockRemoved(block_hashes=[2], medium="CPU"),
+        BlockRemoved(block_hashes=[2], medium="GPU"),
     )
-    assert indexed.matched() == 8
+    assert indexed.matched() == 12
+    assert indexed.tree.match((), PROMPT).confirmed["a"] == (12, 12, host, disk)
+    indexed.index.apply("a", [BlockRemoved(block_hashes=[2, 3], medium=medium)])
+    assert indexed.tree.match((), PROMPT).confirmed["a"] == (4, 4, 0, 0)
+    assert indexed.index.skipped == {"held_unknown": 1}
+
+
+def test_a_slower_tier_may_tell_its_blocks_in_full() -> None:
+    indexed = Indexed(chain(), chain(medium="CPU_PINNED"), chain(medium="DISK"))
+    indexed.index.apply("a", [BlockRemoved(block_hashes=[1, 2, 3])])
+    indexed.index.apply("a", [BlockRemoved(block_hashes=[3], medium="CPU_PINNED")])
+    assert indexed.tree.match((), PROMPT).confirmed["a"] == (12, 12, 8, 4)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param([b"\x00" * 24 + bytes([n]) * 8 for n in (1, 2, 3)], id="bytes"),
+        pytest.param([b"\x01", b"\x02", b"\x03"], id="short-bytes"),
+        pytest.param([-1, -2, 2**64 - 3], id="signed-and-unsigned"),
+        pytest.param([1, b"two", -3], id="mixed"),
+    ],
+)
+def test_engines_may_name_blocks_as_they_like(names: list[Any]) -> None:
+    indexed = Indexed(
+        BlockStored(
+            block_hashes=names,
+            parent_block_hash=None,
+            token_ids=list(b"Hello world,"),
+            block_size=4,
+        ),
+        stored(4, b" how", parent=names[2]),
+    )
+    assert indexed.matched() == 16
+    indexed.index.apply("a", [BlockRemoved(block_hashes=[4]), BlockRemoved(block_hashes=names[1:])])
+    assert indexed.matched() == 4
+    assert not indexed.index.skipped
 
 
 def test_unknown_parents_misplaced_blocks_and_unknown_types_are_counted() -> None:
@@ -195,9 +253,9 @@ def test_predicted_matches_equal_what_vllm_reported_as_cached() -> None:
     tree = PrefixTree()
     index = KvIndex(tree, vocabulary)
 
-    def matched(number: int, *namespace: str) -> int:
+    def matched(number: int, salt: str | None = None) -> int:
         prompt = vocabulary.detokenise(answers[number][0])
-        found = tree.match(namespace, prompt).confirmed.get("vllm")
+        found = tree.match(namespace_of(None, salt), prompt).confirmed.get("vllm")
         return found.tokens if found else 0
 
     applied = 0
@@ -205,8 +263,8 @@ def test_predicted_matches_equal_what_vllm_reported_as_cached() -> None:
         for batch in batches[applied:before]:
             index.apply("vllm", batch.events)
         applied = before
-        salt = ("tenant-a",) if number == 8 else ()
-        assert matched(number, *salt) == answers[number][1], f"request {number}"
+        salt = "tenant-a" if number == 8 else None
+        assert matched(number, salt) == answers[number][1], f"request {number}"
         tree.check()
 
     for batch in batches[applied:13]:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from hashlib import blake2b
 from pathlib import Path
 from random import Random
 
@@ -160,7 +161,8 @@ class World:
     def store(self, name: str, text: bytes) -> None:
         size = BLOCK * BYTES_PER_TOKEN
         texts = [text[at : at + size] for at in range(0, len(text) - size + 1, size)]
-        hashes = [b"".join(texts[: count + 1]) for count in range(len(texts))]
+        names = (b"".join(texts[: count + 1]) for count in range(len(texts)))
+        hashes = [int.from_bytes(blake2b(one, digest_size=8).digest(), "big") for one in names]
         self.tree.store(name, (), hashes, None, texts, BLOCK)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import deque
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,8 +17,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from protocol.kv_events import BlockHash
-from router.core.marks import Namespace, Prediction
+from router.core.chains import Prediction, Tier
+from router.core.ids import Namespace
 from router.core.prefix_tree import PrefixTree, UnknownParent
 from tests.support.tree_model import TreeModel
 
@@ -25,15 +26,15 @@ from tests.support.tree_model import TreeModel
 REPLICAS = st.sampled_from(["a", "b"])
 NAMESPACES = st.sampled_from([(), (), ("tenant",)])
 TEXTS = st.sampled_from([b"", b"x", b"y", b"xx", b"xy", b"yx", b"xyx", b"\xe2", b"\x82\xacx"])
+TIERS = st.sampled_from([Tier.DEVICE, Tier.DEVICE, Tier.DEVICE, Tier.HOST, Tier.DISK])
 SIZES = st.sampled_from([1, 2, 4])
 PROMPTS = st.lists(TEXTS, max_size=8).map(b"".join)
 
 
-def name_of(namespace: Namespace, parent: BlockHash | None, text: bytes, size: int) -> BlockHash:
-    """What an engine would call the block: the same chain has the same name. Int or bytes."""
+def name_of(namespace: Namespace, parent: int | None, text: bytes, size: int) -> int:
+    """What an engine would call the block: the same chain has the same name."""
     said = repr((namespace if parent is None else (), parent, text, size)).encode()
-    name = hashlib.blake2b(said, digest_size=8).digest()
-    return name if size == 2 else int.from_bytes(name, "big")
+    return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "big")
 
 
 class TreeAgainstFacts(RuleBasedStateMachine):
@@ -41,7 +42,7 @@ class TreeAgainstFacts(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.tree = PrefixTree(sweep_blocks_per_event=1)
+        self.tree = PrefixTree(sweep_chains_per_event=1)
         self.model = TreeModel()
         self.recent: deque[tuple[Namespace, bytes]] = deque(maxlen=6)
 
@@ -51,14 +52,21 @@ class TreeAgainstFacts(RuleBasedStateMachine):
         texts=st.lists(TEXTS, max_size=5),
         size=SIZES,
         pick=st.integers(0, 1000),
+        tier=TIERS,
     )
     def store(
-        self, replica: str, namespace: Namespace, texts: list[bytes], size: int, pick: int
+        self,
+        replica: str,
+        namespace: Namespace,
+        texts: list[bytes],
+        size: int,
+        pick: int,
+        tier: Tier = Tier.DEVICE,
     ) -> None:
         """A chain below nothing, or below any block once seen, held or not."""
         seen = [None, *self.model.facts.get(replica, {})]
         parent = seen[pick % len(seen)]
-        hashes: list[BlockHash] = []
+        hashes: list[int] = []
         above = parent
         for text in texts:
             above = name_of(namespace, above, text, size)
@@ -67,9 +75,9 @@ class TreeAgainstFacts(RuleBasedStateMachine):
             with pytest.raises(UnknownParent):
                 self.tree.store(replica, namespace, hashes, parent, texts, size)
             return
-        self.tree.store(replica, namespace, hashes, parent, texts, size)
+        self.tree.store(replica, namespace, hashes, parent, texts, size, tier)
         if hashes:
-            self.model.store(replica, namespace, hashes, parent, texts, size)
+            self.model.store(replica, namespace, hashes, parent, texts, size, tier)
             fact = self.model.facts[replica][hashes[-1]]
             self.recent.append((fact.namespace, fact.text))
 
@@ -86,23 +94,37 @@ class TreeAgainstFacts(RuleBasedStateMachine):
         facts = self.model.facts.get(replica, {})
         for hash in [*facts][pick % len(facts) :] if facts else []:
             fact = facts[hash]
-            if not fact.copies and (fact.parent is None or self.model.holds(replica, fact.parent)):
+            if not any(fact.copies) and (
+                fact.parent is None or self.model.holds(replica, fact.parent)
+            ):
                 start = 0 if fact.parent is None else len(facts[fact.parent].text)
                 block = (fact.namespace, [hash], fact.parent, [fact.text[start:]], fact.size)
                 self.tree.store(replica, *block)
                 self.model.store(replica, *block)
                 return
 
-    @rule(replica=REPLICAS, picks=st.lists(st.integers(0, 1000), min_size=1, max_size=6))
-    def remove(self, replica: str, picks: list[int]) -> None:
-        seen: list[BlockHash] = [*self.model.facts.get(replica, {}), b"never stored"]
-        hashes = [seen[pick % len(seen)] for pick in picks]
-        assert self.tree.remove(replica, hashes) == self.model.remove(replica, hashes)
+    @rule(
+        replica=REPLICAS, picks=st.lists(st.integers(0, 1000), min_size=1, max_size=6), tier=TIERS
+    )
+    def remove(self, replica: str, picks: list[int], tier: Tier) -> None:
+        hashes = self._some_seen(replica, picks)
+        assert self.tree.remove(replica, hashes, tier) == self.model.remove(replica, hashes, tier)
+
+    @rule(
+        replica=REPLICAS, picks=st.lists(st.integers(0, 1000), min_size=1, max_size=6), tier=TIERS
+    )
+    def hold(self, replica: str, picks: list[int], tier: Tier) -> None:
+        hashes = self._some_seen(replica, picks)
+        assert self.tree.hold(replica, hashes, tier) == self.model.hold(replica, hashes, tier)
+
+    def _some_seen(self, replica: str, picks: list[int]) -> list[int]:
+        seen = [*self.model.facts.get(replica, {}), 12345]  # the last was never stored
+        return [seen[pick % len(seen)] for pick in picks]
 
     @rule(replica=REPLICAS, choice=st.sampled_from(["sweep", "sweep", "clear", "forget"]))
     def clear_or_sweep(self, replica: str, choice: str) -> None:
         if choice == "sweep" or len(self.model.facts.get(replica, ())) < 8:
-            assert self.tree.sweep(2) == (self.tree.unswept_blocks > 0)
+            assert self.tree.sweep(2) == (self.tree.unswept_chains > 0)
             return
         if choice == "forget":
             self.tree.forget(replica)
@@ -111,7 +133,10 @@ class TreeAgainstFacts(RuleBasedStateMachine):
         self.model.clear(replica)
 
     @rule(target=predictions, replica=REPLICAS, namespace=NAMESPACES, prompt=PROMPTS)
-    def predict(self, replica: str, namespace: Namespace, prompt: bytes) -> tuple[Prediction, int]:
+    def predict(self, replica: str, namespace: Namespace, prompt: bytes) -> Any:
+        return self._predict(replica, namespace, prompt)
+
+    def _predict(self, replica: str, namespace: Namespace, prompt: bytes) -> tuple[Prediction, int]:
         self.recent.append((namespace, prompt))
         return (
             self.tree.predict(namespace, prompt, replica),
@@ -119,14 +144,12 @@ class TreeAgainstFacts(RuleBasedStateMachine):
         )
 
     @rule(target=predictions, replica=REPLICAS, pick=st.integers(0, 5), tail=TEXTS, cut=SIZES)
-    def predict_near_another(
-        self, replica: str, pick: int, tail: bytes, cut: int
-    ) -> tuple[Prediction, int]:
+    def predict_near_another(self, replica: str, pick: int, tail: bytes, cut: int) -> Any:
         namespace, text = self.recent[pick % len(self.recent)] if self.recent else ((), b"")
-        return self.predict(replica, namespace, text + tail if tail else text[:-cut])
+        return self._predict(replica, namespace, text + tail if tail else text[:-cut])
 
     @rule(target=predictions, prediction=consumes(predictions), again=st.booleans())
-    def drop(self, prediction: tuple[Prediction, int], again: bool) -> object:
+    def drop(self, prediction: tuple[Prediction, int], again: bool) -> Any:
         self.tree.drop(prediction[0])
         self.model.drop(prediction[1])
         return prediction if again else multiple()
@@ -153,9 +176,11 @@ class TreeAgainstFacts(RuleBasedStateMachine):
             return
         self.tree.check()
         for replica in "ab":
-            held = (self.tree.held_blocks(replica), self.tree.held_tokens(replica))
-            assert held == self.model.held(replica)
-        if not self.tree.unswept_blocks:
+            for tier in Tier:
+                blocks = self.tree.held_blocks(replica, tier)
+                tokens = self.tree.held_tokens(replica, tier)
+                assert (blocks, tokens) == self.model.held(replica, tier)
+        if not self.tree.unswept_chains:
             assert (self.tree.nodes, self.tree.bytes_stored) == self.model.size()
 
 

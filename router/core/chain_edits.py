@@ -1,0 +1,233 @@
+"""What an event changes in a chain, and in the radix nodes it runs through."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, islice
+
+from router.core.chains import GHOST, HELD_ONCE, Chain, Copies, Holder, Tier
+from router.core.radix import Node
+
+
+def append(
+    chain: Chain, hashes: Sequence[int], texts: Sequence[bytes], end: int, node: Node, tier: Tier
+) -> None:
+    """New blocks at the chain's end, held on `tier`; the holder's table has them already.
+
+    Args:
+        end: Where the text before them ends.
+        node: Where their own text ends.
+    """
+    first = len(chain)
+    was_open = [chain.rooted[level] == first if first else chain.is_open(level) for level in Tier]
+    chain.hashes.extend(array("Q", hashes))
+    chain.ends.extend(array("I", islice(accumulate(map(len, texts), initial=end), 1, None)))
+    count = len(chain)
+    if tier is Tier.DEVICE and all(was_open):
+        chain.rooted = (count, count, count)
+    else:
+        held: Copies = (int(tier == 0), int(tier == 1), int(tier == 2))
+        for index in range(first, count):
+            chain.set_copies(index, held)
+        device, host, disk = (
+            count if was_open[level] and tier <= level else chain.rooted[level] for level in Tier
+        )
+        chain.rooted = (device, host, disk)
+    _enter(chain, first, node)
+    chain.holder.count(chain, tier, len(hashes))
+
+
+def _enter(chain: Chain, first: int, node: Node) -> None:
+    """Tell the nodes from `node` upwards of the blocks from `first` on."""
+    chain.node = node
+    ends = chain.ends
+    top = ends[first]
+    while True:
+        index = bisect_right(ends, node.start, first)
+        if index < len(ends) and ends[index] <= node.end:
+            node.put(chain)
+        if node.start < top:
+            return
+        assert node.parent is not None, "a root starts before everything"
+        node = node.parent
+
+
+def add_copy(chain: Chain, index: int, tier: Tier) -> None:
+    """One more copy of a block."""
+    chain.holder.count(chain, tier, 1)
+    copies = chain.copies(index)
+    chain.set_copies(index, _changed(copies, tier, 1))
+    if not any(copies[: tier + 1]):
+        _reroot(chain, index)
+
+
+def take_copies(
+    holder: Holder, hashes: Iterable[int], tier: Tier, touched: dict[Node, None]
+) -> int:
+    """One copy less of each of these blocks, of those that have one; how many have.
+
+    Engines evict a conversation from its end, block by block: such a run is cut off in one go.
+
+    Args:
+        touched: The nodes that want pruning are added to it.
+    """
+    taken = 0
+    tail: Chain | None = None
+    keep = 0  # blocks of the tail
+    for hash in hashes:
+        if tail is not None:
+            if keep and hash == tail.hashes[keep - 1] and _goes(tail, keep - 1, tier):
+                keep -= 1
+                taken += 1
+                continue
+            _pop(tail, keep, touched)
+            tail = None
+        place = holder.find(hash)
+        if place is None:
+            continue
+        chain, index = place
+        if index == len(chain) - 1 and _goes(chain, index, tier):
+            tail, keep, taken = chain, index, taken + 1
+        else:
+            taken += _take_copy(chain, index, tier, touched)
+    if tail is not None:
+        _pop(tail, keep, touched)
+    return taken
+
+
+def _goes(chain: Chain, index: int, tier: Tier) -> bool:
+    """Whether taking one copy of the block, the last of its chain, takes the block."""
+    return (
+        tier is Tier.DEVICE
+        and (chain.odd is None or index not in chain.odd)
+        and (chain.children is None or index not in chain.children)
+    )
+
+
+def _take_copy(chain: Chain, index: int, tier: Tier, touched: dict[Node, None]) -> bool:
+    copies = chain.copies(index)
+    if not copies[tier]:
+        return False
+    chain.holder.count(chain, tier, -1)
+    copies = _changed(copies, tier, -1)
+    chain.set_copies(index, copies)
+    if copies == GHOST and index == len(chain) - 1 and not chain.has_child(index):
+        _pop(chain, index, touched)
+    elif not any(copies[: tier + 1]):
+        _reroot(chain, index)
+    return True
+
+
+def _changed(copies: Copies, tier: Tier, by: int) -> Copies:
+    device, host, disk = copies
+    if tier is Tier.DEVICE:
+        return device + by, host, disk
+    return (device, host + by, disk) if tier is Tier.HOST else (device, host, disk + by)
+
+
+def _reroot(chain: Chain, index: int) -> None:
+    """A block has its first copy on a tier, or none any more: what hangs below it may turn."""
+    stack = [(chain, index)]
+    while stack:
+        chain, index = stack.pop()
+        before = chain.rooted
+        device, host, disk = (_rooted(chain, tier, index) for tier in Tier)
+        after = chain.rooted = (device, host, disk)
+        if after == before:
+            continue
+        low = min(min(pair) for pair in zip(before, after, strict=True) if pair[0] != pair[1])
+        _refresh(chain, low)
+        for at, children in (chain.children or {}).items():
+            if at >= low:
+                stack += [(child, 0) for child in children]
+
+
+def _rooted(chain: Chain, tier: Tier, index: int) -> int:
+    """How many blocks are rooted after a change at `index`, or above the chain if that is 0."""
+    rooted = chain.rooted[tier]
+    if not chain.is_open(tier):
+        return 0
+    if rooted < index:
+        return rooted
+    if rooted == index:
+        return chain.first_hole(tier, index)
+    return rooted if any(chain.copies(index)[: tier + 1]) else index
+
+
+def _refresh(chain: Chain, low: int) -> None:
+    """The blocks from `low` on are rooted otherwise than before."""
+    if low >= len(chain):
+        return
+    top, node, holder = chain.ends[low], chain.node, chain.holder
+    while True:
+        if holder in node.chains:
+            node.refresh(holder)
+        if node.start < top:
+            return
+        assert node.parent is not None, "a root starts before everything"
+        node = node.parent
+
+
+def _pop(chain: Chain, keep: int, touched: dict[Node, None]) -> None:
+    """Take out the blocks from `keep` on, and the ghosts that only they kept."""
+    while True:
+        while keep and chain.copies(keep - 1) == GHOST and not chain.has_child(keep - 1):
+            keep -= 1
+        cut(chain, keep, touched)
+        parent, index = chain.parent, chain.parent_index
+        if keep or parent is None:
+            return
+        is_tail = index == len(parent) - 1 and not parent.has_child(index)
+        if not is_tail or parent.copies(index) != GHOST:
+            return
+        chain, keep = parent, index
+
+
+def cut(chain: Chain, keep: int, touched: dict[Node, None]) -> None:
+    """Keep the first `keep` blocks. What copies the others have go with them; nothing may hang
+    below them."""
+    holder, ends, hashes = chain.holder, chain.ends, chain.hashes
+    top = ends[0]
+    holder.count(chain, Tier.DEVICE, keep - len(ends))
+    if holder.alive:
+        holder.table.remove(hashes[keep:])
+    if chain.odd is not None:
+        for index in range(keep, len(ends)):
+            device, host, disk = chain.copies(index)
+            holder.count(chain, Tier.DEVICE, 1 - device)
+            holder.count(chain, Tier.HOST, -host)
+            holder.count(chain, Tier.DISK, -disk)
+            chain.set_copies(index, HELD_ONCE)
+    del hashes[keep:], ends[keep:]
+    device, host, disk = chain.rooted
+    chain.rooted = (min(device, keep), min(host, keep), min(disk, keep))
+    node = chain.node
+    while True:
+        touched[node] = None
+        if keep and node.start < ends[-1]:
+            node.refresh(holder)
+            break
+        if node.chains.get(holder):
+            node.take(chain)
+        if node.start < top:
+            break
+        assert node.parent is not None, "a root starts before everything"
+        node = node.parent
+    chain.node = node
+    if not keep:
+        _leave(chain)
+
+
+def _leave(chain: Chain) -> None:
+    """An empty chain is none."""
+    del chain.holder.chains[chain.number]
+    parent, index = chain.parent, chain.parent_index
+    if parent is not None:
+        assert parent.children is not None, "a parent knows its children"
+        siblings = parent.children[index]
+        del siblings[chain]
+        if not siblings:
+            del parent.children[index]
+            parent.children = parent.children or None
