@@ -27,6 +27,7 @@ from router.core.states import State, StateEvent
 from router.dataplane.answer_scan import AnswerUsage
 from router.dataplane.exchange import Outcome
 from router.dataplane.pool import ReplicaPool
+from router.event_caches import EventCaches
 from router.metrics import RouterMetrics
 
 log = logging.getLogger(__name__)
@@ -40,9 +41,6 @@ _STATE_EVENTS = {
 }
 
 
-# How far a replica's events are believed while they are not followed: what it held a moment ago
-# it mostly holds still, and no belief at all would scatter every conversation over the fleet.
-UNSYNCED_TRUST = 0.5
 # Replicas in these states are live: what they hold could be used.
 _LIVE = (State.READY, State.SUSPECT)
 # Per call of `expire`, ten a second: a cleared cache of 100,000 blocks is gone in ten seconds.
@@ -76,7 +74,7 @@ class ServedModel:
         self.cost = CostModel()
         self.fleet = Fleet()
         self.load_reports: dict[ReplicaId, LoadReport] = {}
-        self.subscriptions: dict[ReplicaId, SubscriptionStatus] = {}
+        self.subscriptions: dict[str, SubscriptionStatus] = {}  # by cache id: see router.core.ranks
         self.last_decision: Decision | None = None
         self._policy = make_policy(config.policy.kind)
         self._pools = pools
@@ -93,13 +91,10 @@ class ServedModel:
             self.tree, self._believed, ttl_s=prediction.ttl_s, grace_s=prediction.grace_s
         )
         for replica in config.replicas:
-            self.fleet.add(
-                Replica(
-                    id=replica.id,
-                    rates=self.cost.rates(replica.id),
-                    trust=1.0 if replica.kv_events is None else UNSYNCED_TRUST,
-                )
-            )
+            # What events say is trusted once they are followed.
+            trust = 1.0 if replica.kv_events is None else 0.0
+            self.fleet.add(Replica(id=replica.id, rates=self.cost.rates(replica.id), trust=trust))
+        self._event_caches = EventCaches(config.replicas, self.fleet, self.tree, self.subscriptions)
         for replica_id in self._believed:
             self._show_believed(replica_id)
 
@@ -124,7 +119,7 @@ class ServedModel:
         """
         text = prompt or b""
         output_tokens = self.cost.expected_output_tokens(output_tokens_max)
-        match = self.tree.match(namespace, text)
+        match = self._event_caches.by_replica(self.tree.match(namespace, text))
         decision = self._policy.choose(
             RouteQuery(
                 prompt=text,
@@ -179,19 +174,15 @@ class ServedModel:
                 replica, transition.before, transition.after, transition.event,
             )  # fmt: skip
 
-    def events_changed(self, replica: ReplicaId, status: SubscriptionStatus) -> None:
-        """A replica's events were applied, or its subscription changed."""
-        found = self.fleet[replica]
-        found.trust = 1.0 if status.synced else UNSYNCED_TRUST
-        found.held_tokens = self.tree.held_tokens(replica)
-        if status.block_size is not None:
-            found.block_size = status.block_size
-            if status.total_blocks is not None:
-                found.capacity_tokens = status.total_blocks * status.block_size
+    def events_changed(self, cache_id: str, _status: SubscriptionStatus) -> None:
+        """Events of a replica or one of its ranks were applied, or a status in `subscriptions`
+        has changed."""
+        self._event_caches.changed(cache_id, asyncio.get_running_loop().time())
 
     def expire(self, now: float) -> None:
         """Drops predictions whose time is over, sweeps cleared caches; ten times a second."""
         self._predictions.expire(now)
+        self._event_caches.refresh(now)
         for replica in self._believed:
             self._show_believed(replica)
         self.tree.sweep(_SWEEP_BLOCKS)

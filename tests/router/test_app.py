@@ -96,7 +96,7 @@ def test_sigterm_ends_it_in_order(tmp_path: Path) -> None:
             admin = f"http://127.0.0.1:{ports[1]}"
             [model] = http.get(f"{admin}/admin/replicas").json()["models"]
             assert model["replicas"][0]["id"] == "r0"
-            assert model["replicas"][0]["trust"] == 0.5
+            assert model["replicas"][0]["trust"] == 0.0
             metrics = http.get(f"{admin}/metrics").text
             assert 'warmroute_replica_state{model="m",replica="r0",state="starting"} 1.0' in metrics
             assert 'warmroute_kv_events_synced{model="m",replica="r0"} 0.0' in metrics

@@ -8,12 +8,13 @@ import pytest
 from router.config import KvEventsConfig, ModelConfig, PolicyConfig, PredictionConfig, ReplicaConfig
 from router.control.subscription import SubscriptionStatus
 from router.core.policies import POLICIES, UnknownPolicy
+from router.core.ranks import rank_cache_id
 from router.core.states import State, StateEvent
 from router.dataplane.answer_scan import AnswerUsage
 from router.dataplane.exchange import Outcome
 from router.dataplane.pool import ReplicaPool
 from router.metrics import RouterMetrics
-from router.served_model import UNSYNCED_TRUST, ReplicaAssignment, ServedModel
+from router.served_model import ReplicaAssignment, ServedModel
 from tests.support.data_plane import TIMEOUT_S, Call, ScriptedReplica
 from tests.support.front import answer, front
 
@@ -23,10 +24,15 @@ USAGE = AnswerUsage(prompt_tokens=8, completion_tokens=3, cached_tokens=4)
 
 
 def served(
-    *, events: bool, cache_tokens: int | None = None, policy: str = "round_robin", replicas: int = 1
+    *,
+    events: bool,
+    cache_tokens: int | None = None,
+    policy: str = "round_robin",
+    replicas: int = 1,
+    ranks: int = 1,
 ) -> ServedModel:
     """A model whose replicas are ready; nothing is ever connected."""
-    kv_events = KvEventsConfig(endpoint="tcp://127.0.0.1:1") if events else None
+    kv_events = KvEventsConfig(endpoint="tcp://127.0.0.1:1", ranks=ranks) if events else None
     configs = [
         ReplicaConfig(
             id=f"r{number}",
@@ -183,17 +189,49 @@ async def test_a_whole_answer_before_its_estimate_leaves_no_timer() -> None:
     assert books_are_even(model)
 
 
-async def test_events_that_are_not_followed_are_half_believed() -> None:
+def followed(model: ServedModel, cache_id: str = "r0") -> SubscriptionStatus:
+    """A cache of 100 blocks of 16 tokens whose events are followed from now on."""
+    status = model.subscriptions[cache_id] = SubscriptionStatus()
+    status.block_size, status.total_blocks = 16, 100
+    status.followed()
+    model.events_changed(cache_id, status)
+    return status
+
+
+async def test_trust_begins_with_the_events_and_fades_when_they_are_lost() -> None:
     model = served(events=True)
     replica = model.fleet["r0"]
-    assert replica.trust == UNSYNCED_TRUST == 0.5
-    status = SubscriptionStatus()
-    status.synced, status.block_size, status.total_blocks = True, 16, 100
+    assert replica.trust == 0.0
+    status = followed(model)
+    assert (replica.trust, replica.capacity_tokens, replica.block_size) == (1.0, 1600, 16)
+    now = clock()
+    status.lost(now)
     model.events_changed("r0", status)
-    assert (replica.trust, replica.capacity_tokens) == (1.0, 1600)
-    status.synced = False
-    model.events_changed("r0", status)
-    assert replica.trust == UNSYNCED_TRUST
+    first = replica.trust
+    assert 0.0 < first < 1.0
+    model.expire(now + 60.0)
+    assert 0.0 < replica.trust < first / 2
+    model.expire(now + 6000.0)
+    assert replica.trust < 0.01
+
+
+async def test_the_ranks_of_a_replica_are_one_to_policies() -> None:
+    model = served(events=True, ranks=3, replicas=2, policy="prefix_aware")
+    ranks = [rank_cache_id("r1", rank) for rank in range(3)]
+    model.tree.store(ranks[0], (), [1], None, [PROMPT[:8]], 4)
+    model.tree.store(ranks[2], (), [1, 2], None, [PROMPT[:8], PROMPT[8:16]], 4)
+    replica = model.fleet["r1"]
+    statuses = [followed(model, one) for one in ranks[:2]]
+    assert (replica.trust, replica.capacity_tokens) == (0.0, None), "the third is not known yet"
+    statuses.append(followed(model, ranks[2]))
+    assert (replica.trust, replica.capacity_tokens, replica.held_tokens) == (1.0, 4800, 12)
+    assignment = assign(model)
+    assert (assignment.replica_id, assignment.matched_tokens) == ("r1", 8)
+    now = clock()
+    statuses[1].lost(now)
+    model.events_changed(ranks[1], statuses[1])
+    assert replica.trust == pytest.approx(statuses[1].trust(now), rel=0.01)
+    assert replica.trust < 1.0
 
 
 async def test_a_cleared_cache_is_swept_in_time() -> None:
