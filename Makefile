@@ -51,8 +51,8 @@ loadtest: $(VENV)/.installed-dev ## locust, headless, two minutes of streaming m
 	$(BIN)/python -m loadtests.with_stack --url $(URL) --start $(CONFIG) -- \
 		$(BIN)/locust -f loadtests/locustfile.py --headless -u 8 -r 2 -t 2m --host $(URL) --only-summary
 
-bench-index: $(VENV)/.installed ## the prefix tree: match, store and remove times
-	@$(BIN)/python -m loadtests.bench_index
+bench-index: $(VENV)/.installed ## the routing index beside pygtrie, a hash chain and Dynamo's tree: one table
+	@$(BIN)/python -m loadtests.bench_index --install-peers
 
 bench-router: $(VENV)/.installed ## router CPU time per request, against stand-in replicas
 	@$(BIN)/python -m loadtests.bench_router
@@ -61,4 +61,4 @@ bench-stack: $(VENV)/.installed ## TTFT cold and warm, tokens/s at 1 and 16 conc
 	@$(BIN)/python -m loadtests.bench_stack --url $(URL) --start $(CONFIG)
 
 clean: ## remove .venv and caches
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
