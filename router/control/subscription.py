@@ -343,6 +343,7 @@ class KvSubscription:
         await self._replay_into(sequence, before=placement.resume_seq)
         await self._feed(self._held.retain(placement.hashes))
         self.status.unknown_blocks = self._held.unknown(placement.hashes)
+        self.status.seq = placement.resume_seq - 1 if placement.resume_seq else None
         return EventSequence(placement.resume_seq)
 
     async def _replay_into(self, sequence: EventSequence, before: int | None = None) -> None:

@@ -26,7 +26,7 @@ def config(directory: Path, ports: list[int], **model: Any) -> Path:
     replica = {
         "id": "r0",
         "url": f"http://127.0.0.1:{ports[2]}",
-        "kv_events": {"endpoint": f"tcp://127.0.0.1:{ports[3]}"},
+        "kv_events": {"endpoint": f"tcp://127.0.0.1:{ports[3]}", "ranks": 2},
         "load_reports": {"endpoint": f"tcp://127.0.0.1:{ports[4]}"},
     }
     content = {
@@ -96,6 +96,7 @@ def test_sigterm_ends_it_in_order(tmp_path: Path) -> None:
             admin = f"http://127.0.0.1:{ports[1]}"
             [model] = http.get(f"{admin}/admin/replicas").json()["models"]
             assert model["replicas"][0]["id"] == "r0"
+            assert len(model["replicas"][0]["further_ranks"]) == 1
             assert model["replicas"][0]["trust"] == 0.0
             metrics = http.get(f"{admin}/metrics").text
             assert 'warmroute_replica_state{model="m",replica="r0",state="starting"} 1.0' in metrics

@@ -61,7 +61,11 @@ class Chunk:
 class EventPublisher:
     """Fake replica. Knobs say what it lacks and how it fails."""
 
-    def __init__(self, context: zmq.asyncio.Context) -> None:
+    snapshot_port: int | None = None  # of a snapshot socket, where it has one
+
+    def __init__(self, context: zmq.asyncio.Context, rank: int = 0) -> None:
+        self.rank = rank
+        self.high_water_mark = 100_000
         self.epoch = "epoch-0"
         self.next_seq = 0
         self.snapshot_status = 200
@@ -83,6 +87,7 @@ class EventPublisher:
     def bind(self) -> None:
         self._pub = self._context.socket(zmq.XPUB)
         self._pub.linger = 0
+        self._pub.sndhwm = self.high_water_mark
         if self.port:
             self._pub.bind(f"tcp://127.0.0.1:{self.port}")
         else:
@@ -111,7 +116,7 @@ class EventPublisher:
         """One batch. `lost`: it happens, but no subscriber hears of it."""
         for event in events:
             self._remember(event)
-        payload = encode_batch(EventBatch(ts=time.time(), events=list(events)))
+        payload = self.encode(list(events))
         seq, self.next_seq = self.next_seq, self.next_seq + 1
         self.buffer.append((seq, payload))
         if not lost:
@@ -120,7 +125,14 @@ class EventPublisher:
     async def send(self, *frames: bytes) -> None:
         """Frames after the topic, whatever they are."""
         assert self._pub is not None
-        await self._pub.send_multipart([b"", *frames])
+        await self._pub.send_multipart([self.topic(), *frames])
+
+    def topic(self) -> bytes:
+        return b""
+
+    def encode(self, events: list[KvEvent]) -> bytes:
+        batch = EventBatch(ts=time.time(), events=events, data_parallel_rank=self.rank)
+        return encode_batch(batch)
 
     def _remember(self, event: KvEvent) -> None:
         if isinstance(event, BlockStored):
@@ -167,11 +179,19 @@ class EventPublisher:
             self.replays_asked.append(first)
             if not self.answers_replays:
                 continue
+            topic = self.replay_topic()
             for seq, payload in self.buffer:
                 if seq >= first:
-                    frames = [identity, empty, b"", encode_sequence_number(seq), payload]
+                    frames = [identity, empty, *topic, encode_sequence_number(seq), payload]
                     await self._router.send_multipart(frames)
-            await self._router.send_multipart([identity, empty, b"", END_OF_REPLAY, b""])
+            await self._router.send_multipart([identity, empty, *topic, END_OF_REPLAY, b""])
+
+    def replay_topic(self) -> list[bytes]:
+        """The frames before a replayed batch's number."""
+        return [b""]
+
+    async def serve_snapshots(self) -> None:
+        """Answers at its snapshot socket, if it has one."""
 
     def close(self) -> None:
         if self._pub is not None:
@@ -184,6 +204,7 @@ class Follower:
 
     def __init__(self, subscription: KvSubscription, tree: PrefixTree, index: KvIndex) -> None:
         self.subscription = subscription
+        self.cache_id = subscription.cache_id
         self.status = subscription.status
         self.tree = tree
         self.index = index
@@ -203,65 +224,100 @@ class Follower:
 
     async def caught_up(self, publisher: EventPublisher) -> None:
         """Until all the publisher's batches are known; then the tree equals its truth."""
-        last = publisher.next_seq - 1 if publisher.next_seq else None
-        await self.until(lambda: self.status.synced and self.status.seq == last)
+
+        def has_all() -> bool:
+            last = publisher.next_seq - 1 if publisher.next_seq else None
+            return self.status.synced and self.status.seq == last
+
+        await self.until(has_all)
         self.agrees_with(publisher.held.values())
 
     def agrees_with(self, chunks: Iterable[Chunk]) -> None:
         """The tree holds these blocks, and no other."""
         held = list(chunks)
         self.tree.check()
-        assert self.tree.held_blocks(REPLICA) == len(held)
+        assert self.tree.held_blocks(self.cache_id) == len(held)
         for chunk in held:
             match = self.tree.match((), chunk.path + b"\xff").confirmed
-            assert match[REPLICA][:2] == (len(chunk.path), len(chunk.path))
+            assert match[self.cache_id][:2] == (len(chunk.path), len(chunk.path))
 
 
 @asynccontextmanager
 async def following(
-    *, replay: bool = True, snapshot_status: int = 200, wait: bool = True
+    *,
+    replay: bool = True,
+    snapshot_status: int = 200,
+    wait: bool = True,
+    rank: int = 0,
+    make: Callable[[zmq.asyncio.Context, int], EventPublisher] = EventPublisher,
 ) -> AsyncIterator[tuple[EventPublisher, Follower]]:
-    """A publisher and a subscription that follows it, connected."""
+    """A publisher of one rank, and a subscription that follows it, connected."""
     context = zmq.asyncio.Context()
-    publisher = EventPublisher(context)
+    publisher = make(context, rank)
     publisher.snapshot_status = snapshot_status
+    async with serving_snapshots(publisher):
+        publisher.bind()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [
+                    tasks.create_task(publisher.serve_replays()),
+                    tasks.create_task(publisher.serve_snapshots()),
+                ]
+                try:
+                    async with subscribed(publisher, context, replay=replay) as follower:
+                        if wait:
+                            await publisher.subscribed()
+                        yield publisher, follower
+                finally:
+                    for task in running:
+                        task.cancel()
+        finally:
+            publisher.close()
+            context.destroy(linger=0)
+
+
+@asynccontextmanager
+async def serving_snapshots(publisher: EventPublisher) -> AsyncIterator[None]:
+    """Its HTTP side runs."""
     app = web.Application()
     app.router.add_get("/kv_cache/snapshot", publisher.answer_snapshot)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    publisher.bind()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    publisher.http_port = runner.addresses[0][1]
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def subscribed(
+    publisher: EventPublisher, context: zmq.asyncio.Context, *, replay: bool = True
+) -> AsyncIterator[Follower]:
+    """A router's side: it knows nothing yet."""
+    rank = publisher.rank
     tree = PrefixTree()
     index = KvIndex(tree, BYTE_VOCABULARY)
+    snapshot_port = publisher.snapshot_port
     config = ReplicaConfig(
         id=REPLICA,
-        url=f"http://127.0.0.1:{port}/",
+        url=f"http://127.0.0.1:{publisher.http_port}/",
         kv_events=KvEventsConfig(
-            endpoint=f"tcp://127.0.0.1:{publisher.port}",
-            replay=f"tcp://127.0.0.1:{publisher.replay_port}" if replay else None,
+            endpoint=f"tcp://127.0.0.1:{publisher.port - rank}",
+            replay=f"tcp://127.0.0.1:{publisher.replay_port - rank}" if replay else None,
+            snapshot=f"tcp://127.0.0.1:{snapshot_port - rank}" if snapshot_port else None,
+            ranks=rank + 1,
         ),
     )
-    try:
-        async with httpx.AsyncClient(trust_env=False) as http, asyncio.TaskGroup() as tasks:
-            follower: Follower
-            subscription = KvSubscription(
-                config, index, context, http, lambda status: follower.on_change(status)
-            )
-            follower = Follower(subscription, tree, index)
-            running = [
-                tasks.create_task(publisher.serve_replays()),
-                tasks.create_task(subscription.run()),
-            ]
-            try:
-                if wait:
-                    await publisher.subscribed()
-                yield publisher, follower
-            finally:
-                for task in running:
-                    task.cancel()
-    finally:
-        publisher.close()
-        await runner.cleanup()
-        context.destroy(linger=0)
+    async with httpx.AsyncClient(trust_env=False) as http, asyncio.TaskGroup() as tasks:
+        follower: Follower
+        subscription = KvSubscription(
+            config, index, context, http, lambda status: follower.on_change(status), rank=rank
+        )
+        follower = Follower(subscription, tree, index)
+        running = tasks.create_task(subscription.run())
+        try:
+            yield follower
+        finally:
+            running.cancel()
