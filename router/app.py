@@ -31,6 +31,7 @@ from router.control.pace import Pace
 from router.control.probes import probe
 from router.control.subscription import KvSubscription
 from router.core.policies import UnknownPolicy
+from router.core.ranks import rank_cache_id
 from router.core.states import StateEvent
 from router.dataplane.pool import ReplicaPool
 from router.handler import RouterHandler
@@ -160,7 +161,7 @@ def _watch(
                 model.index,
                 context,
                 http,
-                partial(model.events_changed, replica.id),
+                partial(model.events_changed, rank_cache_id(replica.id, rank)),
                 rank=rank,
                 pace=pace,
             )
