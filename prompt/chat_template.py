@@ -15,11 +15,11 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 
 from prompt.content_format import wants_parts
 from prompt.errors import ModelFileError, TemplateError
 from prompt.messages import MEDIA_MARK, template_messages, template_tools
+from prompt.sandbox import ChatSandbox
 
 # Marks where the last message ends, to cut there; no template or user writes it. A template that
 # trims messages also trims the space at its end.
@@ -80,7 +80,7 @@ class ChatTemplate:
         if continue_final_message:
             prepared[-1:] = [_with_end_mark(prepared)]
         try:
-            text = self._template.render(
+            context = self._template.new_context(
                 {
                     **self._tokens,
                     "documents": None,
@@ -90,6 +90,8 @@ class ChatTemplate:
                     "add_generation_prompt": add_generation_prompt,
                 }
             )
+            # Not `render`, which rewrites the traceback of an error, at a cost of milliseconds.
+            text = "".join(self._template.root_render_func(context))
         except (
             *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError),
             *(ArithmeticError, RecursionError),
@@ -164,7 +166,7 @@ def _strftime_now(format: str) -> str:
     return datetime.now().strftime(format)
 
 
-_environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+_environment = ChatSandbox(
     trim_blocks=True,
     lstrip_blocks=True,
     extensions=[_GenerationTag, jinja2.ext.loopcontrols],
