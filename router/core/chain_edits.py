@@ -8,7 +8,61 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate, islice
 
 from router.core.chains import GHOST, HELD_ONCE, Chain, Copies, Holder, Tier
+from router.core.ids import Namespace, ReplicaId
 from router.core.radix import Node
+
+
+class UnknownParent(LookupError):
+    """Blocks were stored below a block that the replica does not hold: an event was missed."""
+
+    def __init__(self, replica: ReplicaId, parent: int) -> None:
+        super().__init__(f"replica {replica}: stored below block {parent}, which it has not")
+        self.replica = replica
+        self.parent = parent
+
+
+class MisplacedBlock(ValueError):
+    """A known hash was stored again at another place: the replica's hashes lie."""
+
+    def __init__(self, replica: ReplicaId, hash: int) -> None:
+        super().__init__(f"replica {replica}: block {hash} was stored at two places")
+        self.replica = replica
+        self.hash = hash
+
+
+def known_places(
+    holder: Holder,
+    namespace: Namespace,
+    hashes: Sequence[int],
+    above: tuple[Chain, int] | None,
+    texts: Sequence[bytes],
+    block_size: int,
+) -> list[tuple[Chain, int]]:
+    """Where those of `hashes` are that are known: always the first ones, as parents come first.
+
+    Raises:
+        MisplacedBlock: One is not where these hashes and texts put it.
+    """
+    known: list[tuple[Chain, int]] = []
+    end = 0 if above is None else above[0].ends[above[1]]
+    for hash, text in zip(hashes, texts, strict=True):
+        place = holder.find(hash)
+        if place is None:
+            break
+        chain, index = place
+        if index:
+            before: tuple[Chain, int] | None = (chain, index - 1)
+        elif chain.parent is not None:
+            before = (chain.parent, chain.parent_index)
+        else:
+            before = None
+        end += len(text)
+        is_there = before == above and chain.ends[index] == end and chain.block_size == block_size
+        if not is_there or (before is None and chain.root.namespace != namespace):
+            raise MisplacedBlock(holder.replica, hash)
+        above = place
+        known.append(place)
+    return known
 
 
 def append(
@@ -82,7 +136,7 @@ def take_copies(
                 keep -= 1
                 taken += 1
                 continue
-            _pop(tail, keep, touched)
+            pop(tail, keep, touched)
             tail = None
         place = holder.find(hash)
         if place is None:
@@ -93,7 +147,7 @@ def take_copies(
         else:
             taken += _take_copy(chain, index, tier, touched)
     if tail is not None:
-        _pop(tail, keep, touched)
+        pop(tail, keep, touched)
     return taken
 
 
@@ -114,7 +168,7 @@ def _take_copy(chain: Chain, index: int, tier: Tier, touched: dict[Node, None]) 
     copies = _changed(copies, tier, -1)
     chain.set_copies(index, copies)
     if copies == GHOST and index == len(chain) - 1 and not chain.has_child(index):
-        _pop(chain, index, touched)
+        pop(chain, index, touched)
     elif not any(copies[: tier + 1]):
         _reroot(chain, index)
     return True
@@ -170,7 +224,7 @@ def _refresh(chain: Chain, low: int) -> None:
         node = node.parent
 
 
-def _pop(chain: Chain, keep: int, touched: dict[Node, None]) -> None:
+def pop(chain: Chain, keep: int, touched: dict[Node, None]) -> None:
     """Take out the blocks from `keep` on, and the ghosts that only they kept."""
     while True:
         while keep and chain.copies(keep - 1) == GHOST and not chain.has_child(keep - 1):

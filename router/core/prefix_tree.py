@@ -41,16 +41,26 @@ And the tree follows the replicas' events like this:
     some at a time, so that clearing a full cache is never a pause.
  8. predict: count the path of a prompt as the replica's. A count, so that dropping one prediction
     never hides another. It ends when dropped, or when a block stored below reaches its end.
+ 9. keep within a bound: too large, the tree forgets what was used longest ago, what no live replica
+    holds before all else. To forget is to claim less, never something wrong.
 
 The tree knows no clock: whoever predicts also says when a prediction is too old.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
-from router.core.chain_edits import add_copy, append, cut, take_copies
+from router.core.chain_edits import (
+    MisplacedBlock,
+    UnknownParent,
+    add_copy,
+    append,
+    cut,
+    known_places,
+    take_copies,
+)
 from router.core.chains import (
     CHAIN_BLOCKS_MAX,
     Chain,
@@ -60,7 +70,9 @@ from router.core.chains import (
     Tier,
     place_of,
 )
+from router.core.forgetting import BLOCK_BYTES, NODE_BYTES, forget_some
 from router.core.ids import Namespace, ReplicaId
+from router.core.predicted_paths import drop, drop_overtaken, predict
 from router.core.radix import Node, Radix, common_prefix
 from router.core.tree_check import check_tree
 
@@ -68,6 +80,7 @@ from router.core.tree_check import check_tree
 SWEEP_CHAINS_PER_EVENT = 2
 # A swept-out chain's part of its table of places, about.
 _SWEEP_BUCKETS_PER_CHAIN = 8
+_SWEEP_CHAINS_PER_SAMPLE = 64
 
 __all__ = [
     "Confirmed",
@@ -78,24 +91,6 @@ __all__ = [
     "Tier",
     "UnknownParent",
 ]
-
-
-class UnknownParent(LookupError):
-    """Blocks were stored below a block that the replica does not hold: an event was missed."""
-
-    def __init__(self, replica: ReplicaId, parent: int) -> None:
-        super().__init__(f"replica {replica}: stored below block {parent}, which it has not")
-        self.replica = replica
-        self.parent = parent
-
-
-class MisplacedBlock(ValueError):
-    """A known hash was stored again at another place: the replica's hashes lie."""
-
-    def __init__(self, replica: ReplicaId, hash: int) -> None:
-        super().__init__(f"replica {replica}: block {hash} was stored at two places")
-        self.replica = replica
-        self.hash = hash
 
 
 class Match(NamedTuple):
@@ -118,6 +113,7 @@ class PrefixTree:
         self._radix = Radix()
         self._holders: dict[ReplicaId, Holder] = {}
         self._cleared: list[Holder] = []
+        self.forgotten_blocks = 0
 
     @property
     def nodes(self) -> int:
@@ -126,6 +122,13 @@ class PrefixTree:
     @property
     def bytes_stored(self) -> int:
         return self._radix.bytes_stored
+
+    @property
+    def bytes_resident(self) -> int:
+        """About what the tree takes up in memory, all in."""
+        holders = (*self._holders.values(), *self._cleared)
+        blocks = sum(len(holder.table) for holder in holders)
+        return self.bytes_stored + blocks * BLOCK_BYTES + self.nodes * NODE_BYTES
 
     @property
     def unswept_chains(self) -> int:
@@ -150,7 +153,7 @@ class PrefixTree:
             return Match({}, {})
         best: dict[Holder, Confirmed] = dict(node.last)
         predicted: dict[Holder, int] = {}
-        position = 0
+        position, moment = 0, self._radix.moment
         while True:  # step 1
             child = node.children.get(prompt[position])
             if child is None:
@@ -158,12 +161,13 @@ class PrefixTree:
             if child.end > limit or not prompt.startswith(child.edge, position):
                 break
             node, position = child, child.end
-            node.used = True
+            node.used = moment
             if node.last:
                 best.update(node.last)
             if node.predicted:
                 predicted.update(dict.fromkeys(node.predicted, position))
         if child is not None:
+            child.used = moment
             _match_within(child, prompt, position, best, predicted)
         confirmed = {holder.replica: last for holder, last in best.items() if holder.alive}
         if not predicted:
@@ -203,7 +207,7 @@ class PrefixTree:
             above = holder.find(parent)
             if above is None or not any(above[0].copies(above[1])):
                 raise UnknownParent(replica, parent)
-        known = _known(holder, namespace, hashes, above, texts, block_size)
+        known = known_places(holder, namespace, hashes, above, texts, block_size)
         new = len(known)
         if known:
             above = known[-1]
@@ -215,7 +219,7 @@ class PrefixTree:
             add_copy(*place, tier)
         if holder.predictions:
             assert above is not None, "something was stored"
-            self._drop_overtaken(holder, *above)
+            drop_overtaken(self._radix, *above)
         if self._cleared:
             self.sweep(self._sweep_chains_per_event)
 
@@ -286,9 +290,8 @@ class PrefixTree:
         if holder is None:
             return
         holder.alive = False
-        for predictions in list(holder.predictions.values()):
-            for prediction in list(predictions):
-                self.drop(prediction)
+        for prediction in [one for some in holder.predictions.values() for one in some]:
+            self.drop(prediction)
         if holder.chains:
             self._cleared.append(holder)
             self.sweep(self._sweep_chains_per_event)
@@ -303,8 +306,10 @@ class PrefixTree:
         while self._cleared and chains > 0:
             holder = self._cleared[-1]
             if holder.chains:
-                # The newest chain has none below it.
-                cut(next(reversed(holder.chains.values())), 0, touched)
+                chain = next(reversed(holder.chains.values()))
+                while chain.children is not None:
+                    chain = next(iter(next(iter(chain.children.values()))))
+                cut(chain, 0, touched)
             more = holder.table.shrink(_SWEEP_BUCKETS_PER_CHAIN)
             chains -= 1
             if not holder.chains and not more:
@@ -312,50 +317,33 @@ class PrefixTree:
         self._radix.prune(touched)
         return bool(self._cleared)
 
+    def keep_within(self, bytes_max: int, live: Container[ReplicaId], samples: int = 8) -> None:
+        """Forget some of what was used longest ago if the tree is too large (step 9).
+
+        Call it now and then in any case: what is used between two calls is taken as equally old.
+
+        Args:
+            live: What others hold goes first.
+            samples: How much is done at most in this call: some hundred microseconds each.
+        """
+        self._radix.moment += 1
+        while samples > 0 and self.bytes_resident > bytes_max:
+            samples -= 1
+            if self.sweep(_SWEEP_CHAINS_PER_SAMPLE):
+                continue
+            known = [one for one in self._holders.values() if one.chains or one.predictions]
+            holders = [one for one in known if one.replica not in live] or known
+            if not holders:
+                return
+            self.forgotten_blocks += forget_some(holders, self._radix)
+
     def predict(self, namespace: Namespace, prompt: bytes, replica: ReplicaId) -> Prediction:
         """Believe that the replica will hold `prompt`, until dropped or overtaken (step 8)."""
-        holder = self._holder(replica)
-        if not prompt:
-            return Prediction(holder, None)
-        root = self._radix.root(namespace)
-        node = self._radix.boundary(self._radix.grow(root, 0, prompt), len(prompt))
-        prediction = Prediction(holder, node)
-        holder.predictions.setdefault(node, []).append(prediction)
-        above: Node | None = node
-        while above is not None and above.parent is not None:
-            above.predicted[holder] = above.predicted.get(holder, 0) + 1
-            above = above.parent
-        return prediction
+        return predict(self._radix, self._holder(replica), namespace, prompt)
 
     def drop(self, prediction: Prediction) -> None:
         """Believe it no longer. Dropping twice is fine."""
-        end, holder = prediction.node, prediction.holder
-        if end is None:
-            return
-        prediction.node = None
-        siblings = holder.predictions[end]
-        siblings.remove(prediction)
-        if not siblings:
-            del holder.predictions[end]
-        node: Node | None = end
-        while node is not None and node.parent is not None:
-            node.predicted[holder] -= 1
-            if not node.predicted[holder]:
-                del node.predicted[holder]
-            node = node.parent
-        self._radix.prune((end,))
-
-    def _drop_overtaken(self, holder: Holder, chain: Chain, index: int) -> None:
-        """Drop the replica's predictions that end on the way to a block it has stored."""
-        overtaken: list[Prediction] = []
-        end = chain.ends[index]
-        node: Node | None = chain.node_of(index)
-        while node is not None:
-            if node.end <= end:
-                overtaken += holder.predictions.get(node, ())
-            node = node.parent
-        for prediction in overtaken:
-            self.drop(prediction)
+        drop(self._radix, prediction)
 
     def _holder(self, replica: ReplicaId) -> Holder:
         holder = self._holders.get(replica)
@@ -379,45 +367,9 @@ def _match_within(
     end = min(position + common_prefix(node.edge, prompt, position), len(prompt) - 1)
     if end <= position:
         return
-    node.used = True
     for holder in node.last:
         last = node.last_before(holder, end)
         if last is not None:
             best[holder] = last
     for holder in node.predicted:
         predicted[holder] = end
-
-
-def _known(
-    holder: Holder,
-    namespace: Namespace,
-    hashes: Sequence[int],
-    above: tuple[Chain, int] | None,
-    texts: Sequence[bytes],
-    block_size: int,
-) -> list[tuple[Chain, int]]:
-    """Where those of `hashes` are that are known: always the first ones, as parents come first.
-
-    Raises:
-        MisplacedBlock: One is not where these hashes and texts put it.
-    """
-    known: list[tuple[Chain, int]] = []
-    end = 0 if above is None else above[0].ends[above[1]]
-    for hash, text in zip(hashes, texts, strict=True):
-        place = holder.find(hash)
-        if place is None:
-            break
-        chain, index = place
-        if index:
-            before: tuple[Chain, int] | None = (chain, index - 1)
-        elif chain.parent is not None:
-            before = (chain.parent, chain.parent_index)
-        else:
-            before = None
-        end += len(text)
-        is_there = before == above and chain.ends[index] == end and chain.block_size == block_size
-        if not is_there or (before is None and chain.root.namespace != namespace):
-            raise MisplacedBlock(holder.replica, hash)
-        above = place
-        known.append(place)
-    return known

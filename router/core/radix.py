@@ -36,7 +36,7 @@ class Node:
         chains: Of each replica, the chains with blocks that end in this edge.
         last: Of each replica, the rooted blocks up to the last one that ends in this edge.
         predicted: How many predictions of each replica cover this edge.
-        used: Whether a prompt has matched it since the last look for something to forget.
+        used: The moment a prompt last matched it.
     """
 
     __slots__ = ("chains", "children", "edge", "end", "last", "parent", "predicted", "used")
@@ -49,7 +49,7 @@ class Node:
         self.chains: dict[Holder, tuple[Chain, ...]] = {}
         self.last: dict[Holder, Confirmed] = {}
         self.predicted: dict[Holder, int] = {}
-        self.used = True
+        self.used = 0
 
     @property
     def start(self) -> int:
@@ -120,6 +120,7 @@ class Radix:
         self.roots: dict[Namespace, Root] = {}
         self.nodes = 0
         self.bytes_stored = 0
+        self.moment = 0  # what matching writes on the nodes it passes: a coarse clock
 
     def root(self, namespace: Namespace) -> Root:
         """The namespace's root, made if need be; `prune` it if nothing is put below."""
@@ -165,10 +166,12 @@ class Radix:
         self.bytes_stored += len(text)
         if node.children or node.predicted or node.parent is None:
             child = Node(text, node.end + len(text), node)
+            child.used = self.moment
             node.children[text[0]] = child
             self.nodes += 1
             return child
         _make_mutable_if_long(node)
+        node.used = self.moment
         node.edge += text
         node.end += len(text)
         return node
@@ -233,7 +236,7 @@ class Radix:
         lower.parent, upper.parent = upper.parent, None
         lower.parent.children[lower.edge[0]] = lower
         self.nodes -= 1
-        lower.used |= upper.used
+        lower.used = max(lower.used, upper.used)
         _move_down(upper, lower)
 
 

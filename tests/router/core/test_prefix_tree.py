@@ -178,6 +178,76 @@ def test_clearing_a_full_cache_takes_it_out_of_matches_at_once_and_of_memory_lit
     assert tree.nodes == tree.bytes_stored == 0
 
 
+def conversations(tree: PrefixTree, replica: str, numbers: range) -> None:
+    for number in numbers:
+        texts = [b"system prompt, ", b"%08d" % number, b"x" * 1000]
+        names = [0, 2 * number + 1, 2 * number + 2]
+        tree.store(replica, (), names, None, texts, 16)
+
+
+def keep_within(tree: PrefixTree, bytes_max: int, *live: str) -> None:
+    """Until it is: every call does only so much."""
+    for _ in range(1000):
+        if tree.bytes_resident <= bytes_max:
+            return
+        tree.keep_within(bytes_max, live)
+    pytest.fail(f"{tree.bytes_resident} bytes are left")
+
+
+def test_a_tree_too_large_forgets_what_was_used_longest_ago() -> None:
+    tree = PrefixTree()
+    conversations(tree, "a", range(400))
+    full = tree.bytes_resident
+    assert full > 400_000
+    for number in range(0, 400, 4):
+        tree.keep_within(full, "a")  # time goes by
+        assert reached(tree, b"system prompt, %08dxx" % number)["a"] == (32, 23)
+    keep_within(tree, full // 2, "a")
+    tree.check()
+    left = [number for number in range(400) if holds(tree, number)]
+    used = [number for number in left if number % 4 == 0]
+    assert len(left) < 200
+    assert len(used) > 95, "nearly all that were used are kept"
+    assert tree.forgotten_blocks == 1200 - tree.held_blocks("a")
+
+
+def holds(tree: PrefixTree, number: int) -> bool:
+    return reached(tree, b"system prompt, %08d" % number + b"x" * 1001)["a"][0] == 48
+
+
+def test_what_only_dead_replicas_hold_is_forgotten_first() -> None:
+    tree = PrefixTree()
+    conversations(tree, "dead", range(100))
+    conversations(tree, "live", range(1000, 1100))
+    keep_within(tree, tree.bytes_resident // 2 + 10_000, "live")
+    assert tree.held_blocks("live") == 300
+    assert tree.held_blocks("dead") < 120, "of 300, 100 of which are copies of the first block"
+    keep_within(tree, 0, "live")
+    assert tree.bytes_resident == tree.nodes == 0
+
+
+def test_predictions_are_forgotten_too() -> None:
+    tree = PrefixTree()
+    predictions = []
+    for number in range(100):
+        tree.keep_within(10**9, "a")
+        predictions.append(tree.predict((), b"%08d" % number + b"x" * 1000, "a"))
+    keep_within(tree, tree.bytes_resident // 2, "a")
+    alive = [one.live for one in predictions]
+    assert not any(alive[:40])
+    assert all(alive[70:])
+
+
+def test_a_cleared_replica_is_swept_before_anything_is_forgotten() -> None:
+    tree = PrefixTree()
+    conversations(tree, "a", range(200))
+    conversations(tree, "b", range(1000, 1100))
+    tree.clear("a")
+    keep_within(tree, 200_000, "b")
+    assert tree.held_blocks("b") == 300
+    assert tree.forgotten_blocks == 0
+
+
 def test_a_chain_deeper_than_the_stack_is_no_trouble() -> None:
     tree = PrefixTree()
     for number in range(5000):

@@ -45,6 +45,7 @@ class TreeAgainstFacts(RuleBasedStateMachine):
         self.tree = PrefixTree(sweep_chains_per_event=1)
         self.model = TreeModel()
         self.recent: deque[tuple[Namespace, bytes]] = deque(maxlen=6)
+        self.made: list[tuple[Prediction, int]] = []
 
     @rule(
         replica=REPLICAS,
@@ -132,16 +133,39 @@ class TreeAgainstFacts(RuleBasedStateMachine):
             self.tree.clear(replica)
         self.model.clear(replica)
 
+    @rule(share=st.sampled_from([0.5, 0.9, 1.0]), live=st.sets(REPLICAS), moments=SIZES)
+    def keep_within(self, share: float, live: set[str], moments: int) -> None:
+        """What is forgotten is forgotten; all else is as it was."""
+        for _ in range(moments):
+            self.tree.keep_within(2**40, live)
+        before, forgotten = self.tree.bytes_resident, self.tree.forgotten_blocks
+        self.tree.keep_within(int(before * share), live, samples=1)
+        for replica, facts in self.model.facts.items():
+            for hash, fact in facts.items():
+                place = self.tree._holder(replica).find(hash)
+                copies = [0, 0, 0] if place is None else [*place[0].copies(place[1])]
+                if copies != fact.copies:
+                    assert copies == [0, 0, 0]
+                    assert self.tree.forgotten_blocks > forgotten
+                    fact.copies = copies
+        for prediction, key in self.made:
+            if not prediction.live:
+                self.model.drop(key)
+        if before * share >= before:
+            assert self.tree.forgotten_blocks == forgotten
+
     @rule(target=predictions, replica=REPLICAS, namespace=NAMESPACES, prompt=PROMPTS)
     def predict(self, replica: str, namespace: Namespace, prompt: bytes) -> Any:
         return self._predict(replica, namespace, prompt)
 
     def _predict(self, replica: str, namespace: Namespace, prompt: bytes) -> tuple[Prediction, int]:
         self.recent.append((namespace, prompt))
-        return (
+        made = (
             self.tree.predict(namespace, prompt, replica),
             self.model.predict(namespace, prompt, replica),
         )
+        self.made.append(made)
+        return made
 
     @rule(target=predictions, replica=REPLICAS, pick=st.integers(0, 5), tail=TEXTS, cut=SIZES)
     def predict_near_another(self, replica: str, pick: int, tail: bytes, cut: int) -> Any:
