@@ -329,7 +329,8 @@ class PrefixTree:
         self._radix.moment += 1
         while samples > 0 and self.bytes_resident > bytes_max:
             samples -= 1
-            if self.sweep(_SWEEP_CHAINS_PER_SAMPLE):
+            if self._cleared:
+                self.sweep(_SWEEP_CHAINS_PER_SAMPLE)
                 continue
             known = [one for one in self._holders.values() if one.chains or one.predictions]
             holders = [one for one in known if one.replica not in live] or known
