@@ -15,6 +15,7 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
+import jinja2.runtime
 
 from prompt.content_format import wants_parts
 from prompt.errors import ModelFileError, TemplateError
@@ -44,6 +45,8 @@ class ChatTemplate:
             self._template = _environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ModelFileError(f"chat template, line {error.lineno}: {error.message}") from error
+        # Jinja has them in a ChainMap, whose copy at each rendering takes longer than a message.
+        self._globals = dict(self._template.globals)
 
     def render(
         self,
@@ -80,7 +83,10 @@ class ChatTemplate:
         if continue_final_message:
             prepared[-1:] = [_with_end_mark(prepared)]
         try:
-            context = self._template.new_context(
+            context = jinja2.runtime.new_context(
+                _environment,
+                self._template.name,
+                self._template.blocks,
                 {
                     **self._tokens,
                     "documents": None,
@@ -88,7 +94,8 @@ class ChatTemplate:
                     "messages": prepared,
                     "tools": template_tools(tools),
                     "add_generation_prompt": add_generation_prompt,
-                }
+                },
+                globals=self._globals,
             )
             # Not `render`, which rewrites the traceback of an error, at a cost of milliseconds.
             text = "".join(self._template.root_render_func(context))
