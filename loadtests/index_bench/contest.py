@@ -51,9 +51,17 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Phase(msgspec.Struct, frozen=True, kw_only=True):
-    """Events applied; `longest_s` is the longest batch, `collection_s` the longest collection."""
+    """Events applied.
+
+    Attributes:
+        blocks_per_s: By the clock.
+        blocks_per_cpu_s: By the process's CPU time, all threads together: steady on a busy machine.
+        longest_s: The longest batch.
+        collection_s: The longest garbage collection meanwhile.
+    """
 
     blocks_per_s: float
+    blocks_per_cpu_s: float
     longest_s: float
     collection_s: float
 
@@ -137,19 +145,24 @@ def apply_all(contestant: Contestant, frames: Path, blocks: int) -> Phase:
             pauses.append(time.perf_counter() - started)
 
     gc.callbacks.append(collected)
-    total = longest = 0.0
+    total = longest = cpu = 0.0
     for replica, payload in read_frames(frames):
+        cpu -= time.process_time()
         begun = time.perf_counter()
         contestant.apply(replica, payload)
         took = time.perf_counter() - begun
+        cpu += time.process_time()
         total += took
         longest = max(longest, took)
+    cpu -= time.process_time()
     begun = time.perf_counter()
     contestant.settle()
     total += time.perf_counter() - begun
+    cpu += time.process_time()
     gc.callbacks.remove(collected)
     return Phase(
-        blocks_per_s=blocks / total if blocks else 0.0,
+        blocks_per_s=blocks / total,
+        blocks_per_cpu_s=blocks / cpu,
         longest_s=longest,
         collection_s=max(pauses),
     )

@@ -156,6 +156,14 @@ def _event_rows(contest: Contest) -> list[Row]:
         )
         rows.append(
             Row(
+                measure=f"events from the wire: {name}, by CPU time",
+                unit="blocks/s",
+                values={who: one.blocks_per_cpu_s for who, one in phases.items()},
+                more_is_better=True,
+            )
+        )
+        rows.append(
+            Row(
                 measure=f"events from the wire: {name}, longest batch",
                 unit="ms",
                 values={who: one.longest_s * 1e3 for who, one in phases.items()},
