@@ -21,12 +21,14 @@ class AnswerLearning:
         *,
         prompt_bytes: int,
         matched_tokens: int,
+        cached_tokens: int | None,
         first_token_s: float | None,
         now: float,
     ) -> None:
         """
         Args:
             matched_tokens: Of the prompt, what we took to be cached.
+            cached_tokens: What was, as far as the replica's reports can be relied on.
             first_token_s: From the lease to the first token, where that is known.
         """
         if usage.prompt_tokens is None:
@@ -39,9 +41,9 @@ class AnswerLearning:
             self._metrics.completion_tokens[labels].inc(usage.completion_tokens)
             self._cost.observe_output(usage.completion_tokens)
         uncached = lease.uncached_tokens
-        if usage.cached_tokens is not None:
-            self._compare(labels, matched_tokens, usage.cached_tokens)
-            uncached = max(0, usage.prompt_tokens - usage.cached_tokens)
+        if cached_tokens is not None:
+            self._compare(labels, matched_tokens, cached_tokens)
+            uncached = max(0, usage.prompt_tokens - cached_tokens)
         if first_token_s is None:
             return
         ahead = lease.tokens_ahead - lease.uncached_tokens

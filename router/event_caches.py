@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from router.config import ReplicaConfig
 from router.control.subscription import SubscriptionStatus
 from router.core.fleet import Fleet
-from router.core.marks import ReplicaId
+from router.core.ids import ReplicaId
 from router.core.prefix_tree import Confirmed, Match, PrefixTree
 from router.core.ranks import rank_cache_id, replica_of
 

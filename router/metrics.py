@@ -85,7 +85,7 @@ class RouterMetrics:
         self.cached_tokens = Children(
             Counter(
                 "warmroute_cached_tokens",
-                "Prompt tokens that were cached, as replicas reported them.",
+                "Prompt tokens that were cached, as reported by replicas that ever reported a hit.",
                 ["model", "replica"],
                 registry=self.registry,
             )

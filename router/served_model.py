@@ -15,10 +15,11 @@ from router.answer_learning import AnswerLearning
 from router.config import ModelConfig, PredictionConfig
 from router.control.subscription import SubscriptionStatus
 from router.core.believed_cache import BelievedCache
+from router.core.cached_reports import CachedReports
 from router.core.cost import CostModel
 from router.core.fleet import Fleet, Lease, Replica
+from router.core.ids import Namespace, ReplicaId
 from router.core.kv_index import KvIndex
-from router.core.marks import Namespace, ReplicaId
 from router.core.policies import make_policy
 from router.core.policy import Decision, RouteQuery
 from router.core.predictions import Predictions, RoutedPrompt
@@ -81,9 +82,11 @@ class ServedModel:
         self._metrics = metrics
         self._learning = AnswerLearning(config.name, self.cost, metrics)
         self._rng = rng
+        self._reports = {replica.id: CachedReports() for replica in config.replicas}
         # Of replicas without events: belief is all there is.
+        ttl_s = prediction.without_events_ttl_s
         self._believed = {
-            replica.id: BelievedCache(replica.cache_tokens, prediction.without_events_ttl_s)
+            replica.id: BelievedCache(replica.cache_tokens, ttl_s, self._reports[replica.id])
             for replica in config.replicas
             if replica.kv_events is None
         }
@@ -203,8 +206,11 @@ class ServedModel:
         if state_event is not None:
             self.apply(replica, state_event, now)
         good = status == 200 and outcome == Outcome.ANSWERED
+        cached_tokens = None
         if good:
-            self._learn(assignment, usage, now)
+            if usage.prompt_tokens is not None:
+                cached_tokens = self._reports[replica].read(usage.cached_tokens)
+            self._learn(assignment, usage, cached_tokens, now)
         if assignment.routed is None:
             return
         if good or (outcome == Outcome.CLIENT_GONE and assignment.answering):
@@ -212,7 +218,7 @@ class ServedModel:
                 assignment.routed,
                 prompt_tokens=usage.prompt_tokens,
                 completion_tokens=usage.completion_tokens,
-                cached_tokens=usage.cached_tokens,
+                cached_tokens=cached_tokens,
                 bytes_per_token=self.cost.bytes_per_token,
                 now=now,
             )
@@ -223,19 +229,25 @@ class ServedModel:
         else:
             self._predictions.failed(assignment.routed)
 
-    def _learn(self, assignment: "ReplicaAssignment", usage: AnswerUsage, now: float) -> None:
+    def _learn(
+        self,
+        assignment: "ReplicaAssignment",
+        usage: AnswerUsage,
+        cached_tokens: int | None,
+        now: float,
+    ) -> None:
         self._learning.answered(
             assignment.lease,
             usage,
             prompt_bytes=len(assignment.routed.prompt) if assignment.routed is not None else 0,
             matched_tokens=assignment.matched_tokens,
+            cached_tokens=cached_tokens,
             first_token_s=assignment.first_token_s,
             now=now,
         )
-        cached = usage.cached_tokens
-        cached = assignment.matched_tokens if cached is None else cached
-        if assignment.held_elsewhere_tokens > cached:
-            self._learning.recomputed(assignment.held_elsewhere_tokens - cached)
+        had_tokens = assignment.matched_tokens if cached_tokens is None else cached_tokens
+        if assignment.held_elsewhere_tokens > had_tokens:
+            self._learning.recomputed(assignment.held_elsewhere_tokens - had_tokens)
 
     def _show_believed(self, replica: ReplicaId) -> None:
         """Policies see what a replica without events is believed to hold."""

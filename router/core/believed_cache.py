@@ -30,7 +30,8 @@ from typing import NamedTuple
 
 from router.core.cache_estimate import CacheEstimate
 from router.core.cached_reports import CachedReports
-from router.core.marks import Namespace, Prediction
+from router.core.chains import Prediction
+from router.core.ids import Namespace
 
 # The first pieces are as long as a block of 16 tokens, later ones grow with the prompt, so that a
 # prompt has few: its end is known to a sixteenth of its length, 16 KB are 64 pieces.
@@ -38,6 +39,9 @@ _PIECE_BYTES = 64
 _PIECES_PER_DOUBLING = 16
 # A prompt's tokens are not spread evenly over its bytes: a shortfall must be greater than this.
 _UNEVEN_SHARE = 0.125
+# A prompt of so many times the usual tokens a byte holds more than the text we know, which ends at
+# its first image: where its cached tokens lie cannot be told.
+_DENSE_FACTOR = 2.0
 # Shortfalls without an older hit between after which all that is older is taken as evicted.
 _SHORTFALLS = 2
 # Ghosts are kept up to this many times the capacity, and so many tokens at the least.
@@ -53,7 +57,8 @@ class AnsweredPrompt:
         asked_at: The cache's `moment` when the request was sent: only what was believed by then
             is put to the test.
         prediction: That it is held, in the prefix tree; ends with the belief.
-        prompt_tokens, completion_tokens, cached_tokens: None where the usage did not say.
+        prompt_tokens, completion_tokens: None where the usage did not say.
+        cached_tokens: As the replica's `CachedReports` read them.
     """
 
     prompt: bytes
@@ -68,17 +73,18 @@ class AnsweredPrompt:
 class BelievedCache:
     """One replica's beliefs, the oldest first, and how much it is taken to hold."""
 
-    def __init__(self, declared_tokens: int | None, ttl_s: float) -> None:
+    def __init__(self, declared_tokens: int | None, ttl_s: float, reports: CachedReports) -> None:
         """
         Args:
             declared_tokens: What the replica can cache; None: estimated from its answers.
             ttl_s: How long a belief is kept if nothing pushes it out before.
+            reports: Reads the replica's numbers; not by us.
         """
         self.moment = 0
         self._declared_tokens = declared_tokens
         self._ttl_s = ttl_s
         self._estimate = CacheEstimate()
-        self._reports = CachedReports()
+        self._reports = reports
         self._owners: dict[int, _Belief] = {}
         self._held = _Queue()
         self._ghosts = _Queue()
@@ -126,10 +132,10 @@ class BelievedCache:
 
     def _judge(self, answer: AnsweredPrompt, pieces: list[_Piece]) -> list[Prediction]:
         """Compare what was believed of a prompt with what was cached; the predictions to drop."""
-        if not answer.prompt_tokens:
+        cached = answer.cached_tokens
+        if not answer.prompt_tokens or cached is None:
             return []
-        cached = self._reports.read(answer.cached_tokens)
-        if cached is None:
+        if answer.prompt_tokens * self._bytes_per_token > _DENSE_FACTOR * len(answer.prompt):
             return []
         tokens_per_byte = answer.prompt_tokens / len(answer.prompt)
         certain = self._reports.certain_tokens(cached) / (1.0 - _UNEVEN_SHARE)

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from router.core.believed_cache import AnsweredPrompt, BelievedCache
-from router.core.marks import Namespace, Prediction, ReplicaId
+from router.core.chains import Prediction
+from router.core.ids import Namespace, ReplicaId
 from router.core.prefix_tree import PrefixTree
 
 

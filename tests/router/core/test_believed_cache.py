@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from router.core.believed_cache import AnsweredPrompt, BelievedCache
 from router.core.cache_estimate import LEAST_TOKENS, MOST_TOKENS, START_TOKENS, CacheEstimate
 from router.core.cached_reports import CachedReports
-from router.core.marks import Namespace, Prediction
+from router.core.chains import Prediction
+from router.core.ids import Namespace
 from router.core.prefix_tree import PrefixTree
 from tests.support.lru_cache import BYTES_PER_TOKEN, LruCache
 
@@ -28,7 +29,8 @@ class Client:
     now: float = 0.0
 
     def __post_init__(self) -> None:
-        self.cache = BelievedCache(self.declared_tokens, self.ttl_s)
+        self.reports = CachedReports()
+        self.cache = BelievedCache(self.declared_tokens, self.ttl_s, self.reports)
 
     def ask(self, prompt: bytes, namespace: Namespace = ()) -> tuple[Prediction, int]:
         return self.tree.predict(namespace, prompt, "r"), self.cache.moment
@@ -53,7 +55,7 @@ class Client:
             if prompt_tokens is None
             else prompt_tokens,
             completion_tokens=completion_tokens,
-            cached_tokens=cached_tokens,
+            cached_tokens=None if prompt_tokens == 0 else self.reports.read(cached_tokens),
         )
         self.drop(self.cache.answered(answer, float(BYTES_PER_TOKEN), self.now))
         return prediction
@@ -285,6 +287,17 @@ def test_short_prompts_that_an_engine_never_caches_are_no_shortfall() -> None:
         for number in range(2, 10):
             client.answer(prompt(number, 700), 0)
     assert client.believed_bytes(prompt(0, 2000))
+    assert client.cache.capacity_tokens == START_TOKENS
+
+
+def test_prompts_with_more_than_text_are_not_put_to_the_test() -> None:
+    """Of a chat with an image we know the text before it; its tokens are counted with the rest."""
+    client = known_reporter()
+    for number in range(10):
+        client.answer(prompt(number))
+    for number in (6, 5):
+        client.answer(prompt(number), 64, prompt_tokens=2000)
+    assert all(client.believed_bytes(prompt(number)) for number in range(10))
     assert client.cache.capacity_tokens == START_TOKENS
 
 
