@@ -29,6 +29,8 @@ _SILENCE_S = 6.0
 # An engine answers replays between its live sends, and at least every 0.1 s.
 _REPLAY_SILENCE_S = 2.0
 _REPLAY_TIMEOUT_S = 30.0
+# Room for a whole replay: what does not fit here waits where it comes from, and is lost there.
+_RECEIVE_QUEUE_MESSAGES = 100_000
 
 
 class Unavailable(Exception):
@@ -126,6 +128,7 @@ class KvSources:
         socket = self._context.socket(zmq.DEALER)
         try:
             socket.linger = 0
+            socket.rcvhwm = _RECEIVE_QUEUE_MESSAGES
             socket.connect(endpoint)
             await socket.send_multipart([b"", request])
             yield socket

@@ -16,7 +16,7 @@ be asked differs:
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
 from math import inf
 
@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 # A replica that loads its model cannot tell yet what it holds: ask again soon, so that it is known
 # when its first requests come.
-_NOT_READY_RETRY_S = 0.5
+_NOT_READY_S = 0.5
 # Followed for this long, a replica's events are taken to be in order again.
 _STABLE_S = 5.0
 # Some hundred microseconds of work at once, with requests served in between.
@@ -127,7 +127,7 @@ class KvSubscription:
         self._on_change = on_change
         self._pace = pace or Pace()
         self._backoff = Backoff(first_s=0.1, most_s=_STABLE_S)
-        self._not_ready = Backoff(first_s=_NOT_READY_RETRY_S, most_s=_NOT_READY_RETRY_S)
+        self._not_ready = Backoff(first_s=_NOT_READY_S, most_s=_NOT_READY_S)
         self._resync_at = 0.0  # not before; in the loop's seconds
         self._synced_at = -inf
 
@@ -242,10 +242,7 @@ class KvSubscription:
         self.status.staleness.missing(before - sequence.next_seq)
         self._on_change(self.status)
         try:
-            async with aclosing(self._sources.replay(sequence.next_seq)) as messages:
-                async for message in messages:
-                    if sequence.replayed(message.seq):
-                        await self._apply(message.seq, message.payload)
+            await self._replay(sequence, before=None, apply=self._apply)
         except Unavailable as reason:
             raise _Resync(f"batches were missed: {reason}") from reason
         if sequence.next_seq < before:
@@ -304,10 +301,7 @@ class KvSubscription:
             return None
         self._synced_at = clock()
         self.status.followed()
-        log.info(
-            "replica %s: synchronised, next batch %s, epoch %s",
-            self.name, sequence.next_seq, self.status.epoch,
-        )  # fmt: skip
+        log.info("replica %s: synchronised up to batch %s", self.name, sequence.next_seq)
         self._on_change(self.status)
         return sequence
 
@@ -347,28 +341,58 @@ class KvSubscription:
         return EventSequence(placement.resume_seq)
 
     async def _replay_into(self, sequence: EventSequence, before: int | None = None) -> None:
-        """Applies past batches not yet applied, up to `before`, as far as they can be had.
-
-        A batch that makes no sense ends what came before it: that cannot be kept true.
-        """
-        first = 0 if self.status.seq is None else self.status.seq + 1
-        if not self._sources.has_replay or (before is not None and first >= before):
+        """Applies past batches not yet applied, up to `before`, as far as they can be had."""
+        if not self._sources.has_replay:
             return
         try:
-            async with aclosing(self._sources.replay(first)) as messages:
-                async for message in messages:
-                    if before is not None and message.seq >= before:
-                        continue
-                    if not sequence.replayed(message.seq):
-                        continue
-                    try:
-                        await self._apply(message.seq, message.payload)
-                    except MalformedEvents as error:
-                        self._count(error)
-                        epoch = self.status.epoch
-                        self._forget()
-                        self.status.epoch = epoch
+            await self._replay(sequence, before=before, apply=self._apply_or_start_after)
         except (Unavailable, MalformedEvents) as reason:
             if isinstance(reason, MalformedEvents):
                 self._count(reason)
             log.warning("replica %s: what it held before is not known: %s", self.name, reason)
+
+    async def _apply_or_start_after(self, seq: int, payload: bytes) -> None:
+        """A past batch that makes no sense ends what came before it: that cannot be kept true."""
+        try:
+            await self._apply(seq, payload)
+        except MalformedEvents as error:
+            self._count(error)
+            epoch = self.status.epoch
+            self._forget()
+            self.status.epoch = epoch
+
+    async def _replay(
+        self,
+        sequence: EventSequence,
+        *,
+        before: int | None,
+        apply: Callable[[int, bytes], Awaitable[object]],
+    ) -> None:
+        """Applies past batches that follow one another, up to `before`.
+
+        Engines drop what a replay's queue does not hold (a ROUTER's does, at 1000 messages unless
+        told otherwise): what was left out is asked for again, as long as that helps.
+
+        Raises:
+            Unavailable, MalformedEvents.
+        """
+        while True:
+            first, last, failure = sequence.next_seq, -1, None
+            applied = -1 if self.status.seq is None else self.status.seq
+            try:
+                async with aclosing(self._sources.replay(applied + 1)) as messages:
+                    async for message in messages:
+                        if before is not None and message.seq >= before:
+                            continue
+                        last = max(last, message.seq)
+                        if sequence.replayed(message.seq):
+                            await apply(message.seq, message.payload)
+            except Unavailable as reason:
+                failure = reason
+            if sequence.next_seq == first:
+                if failure is not None:
+                    raise failure
+                return
+            assert sequence.next_seq is not None
+            if failure is None and last < sequence.next_seq:
+                return

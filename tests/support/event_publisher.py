@@ -76,7 +76,7 @@ class EventPublisher:
         self.buffer: list[tuple[int, bytes]] = []
         self.held: dict[int, Chunk] = {}
         self.asked = asyncio.Condition()
-        self._context = context
+        self.context = context
         self._pub: zmq.asyncio.Socket | None = None
         self._router = context.socket(zmq.ROUTER)
         self._router.linger = 0
@@ -85,13 +85,23 @@ class EventPublisher:
         self.http_port = 0
 
     def bind(self) -> None:
-        self._pub = self._context.socket(zmq.XPUB)
+        self._pub = self.context.socket(zmq.XPUB)
         self._pub.linger = 0
         self._pub.sndhwm = self.high_water_mark
         if self.port:
             self._pub.bind(f"tcp://127.0.0.1:{self.port}")
         else:
             self.port = self._pub.bind_to_random_port("tcp://127.0.0.1")
+
+    async def bound_again(self) -> None:
+        """Until the port is free again that a closed socket leaves in its own time, and taken."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while True:
+                try:
+                    return self.bind()
+                except zmq.ZMQError:
+                    self.unbind()
+                    await asyncio.sleep(0.01)
 
     async def subscribed(self) -> None:
         """Until a subscriber is there."""
@@ -224,13 +234,13 @@ class Follower:
 
     async def caught_up(self, publisher: EventPublisher) -> None:
         """Until all the publisher's batches are known; then the tree equals its truth."""
-
-        def has_all() -> bool:
-            last = publisher.next_seq - 1 if publisher.next_seq else None
-            return self.status.synced and self.status.seq == last
-
-        await self.until(has_all)
+        await self.until(lambda: self.has_all(publisher))
         self.agrees_with(publisher.held.values())
+
+    def has_all(self, publisher: EventPublisher) -> bool:
+        """Whether the publisher's last batch is known, and those before it."""
+        last = publisher.next_seq - 1 if publisher.next_seq else None
+        return self.status.synced and self.status.seq == last
 
     def agrees_with(self, chunks: Iterable[Chunk]) -> None:
         """The tree holds these blocks, and no other."""
@@ -242,6 +252,9 @@ class Follower:
             assert match[self.cache_id][:2] == (len(chunk.path), len(chunk.path))
 
 
+Make = Callable[[zmq.asyncio.Context, int], "EventPublisher"]
+
+
 @asynccontextmanager
 async def following(
     *,
@@ -249,31 +262,37 @@ async def following(
     snapshot_status: int = 200,
     wait: bool = True,
     rank: int = 0,
-    make: Callable[[zmq.asyncio.Context, int], EventPublisher] = EventPublisher,
+    make: Make = EventPublisher,
 ) -> AsyncIterator[tuple[EventPublisher, Follower]]:
     """A publisher of one rank, and a subscription that follows it, connected."""
+    async with publishing(make, rank) as publisher:
+        publisher.snapshot_status = snapshot_status
+        async with subscribed(publisher, replay=replay) as follower:
+            if wait:
+                await publisher.subscribed()
+            yield publisher, follower
+
+
+@asynccontextmanager
+async def publishing(make: Make = EventPublisher, rank: int = 0) -> AsyncIterator[EventPublisher]:
+    """A publisher whose sockets answer."""
     context = zmq.asyncio.Context()
     publisher = make(context, rank)
-    publisher.snapshot_status = snapshot_status
-    async with serving_snapshots(publisher):
-        publisher.bind()
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                running = [
-                    tasks.create_task(publisher.serve_replays()),
-                    tasks.create_task(publisher.serve_snapshots()),
-                ]
-                try:
-                    async with subscribed(publisher, context, replay=replay) as follower:
-                        if wait:
-                            await publisher.subscribed()
-                        yield publisher, follower
-                finally:
-                    for task in running:
-                        task.cancel()
-        finally:
-            publisher.close()
-            context.destroy(linger=0)
+    try:
+        async with serving_snapshots(publisher), asyncio.TaskGroup() as tasks:
+            publisher.bind()
+            running = [
+                tasks.create_task(publisher.serve_replays()),
+                tasks.create_task(publisher.serve_snapshots()),
+            ]
+            try:
+                yield publisher
+            finally:
+                for task in running:
+                    task.cancel()
+    finally:
+        publisher.close()
+        context.destroy(linger=0)
 
 
 @asynccontextmanager
@@ -292,9 +311,7 @@ async def serving_snapshots(publisher: EventPublisher) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def subscribed(
-    publisher: EventPublisher, context: zmq.asyncio.Context, *, replay: bool = True
-) -> AsyncIterator[Follower]:
+async def subscribed(publisher: EventPublisher, *, replay: bool = True) -> AsyncIterator[Follower]:
     """A router's side: it knows nothing yet."""
     rank = publisher.rank
     tree = PrefixTree()
@@ -313,8 +330,9 @@ async def subscribed(
     async with httpx.AsyncClient(trust_env=False) as http, asyncio.TaskGroup() as tasks:
         follower: Follower
         subscription = KvSubscription(
-            config, index, context, http, lambda status: follower.on_change(status), rank=rank
-        )
+            config, index, publisher.context, http,
+            lambda status: follower.on_change(status), rank=rank,
+        )  # fmt: skip
         follower = Follower(subscription, tree, index)
         running = tasks.create_task(subscription.run())
         try:
