@@ -23,10 +23,9 @@ is not predicted.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from router.core.cache_estimate import CacheEstimate
 from router.core.cached_reports import CachedReports
@@ -37,6 +36,7 @@ from router.core.ids import Namespace
 # prompt has few: its end is known to a sixteenth of its length, 16 KB are 64 pieces.
 _PIECE_BYTES = 64
 _PIECES_PER_DOUBLING = 16
+_PROMPT_BYTES_MOST = 1 << 40  # there are no longer ones
 # A prompt's tokens are not spread evenly over its bytes: a shortfall must be greater than this.
 _UNEVEN_SHARE = 0.125
 # A prompt of so many times the usual tokens a byte holds more than the text we know, which ends at
@@ -111,9 +111,9 @@ class BelievedCache:
             bytes_per_token: Of this model's prompts, as learned.
         """
         self._bytes_per_token = bytes_per_token
-        pieces = list(_pieces(answer.namespace, answer.prompt))
-        dropped = self._judge(answer, pieces)
-        self._believe(answer, pieces, now, dropped)
+        keys = _keys(answer.namespace, answer.prompt)
+        dropped = self._judge(answer, keys, self._runs(keys))
+        self._believe(answer, keys, now, dropped)
         return dropped + self.expire(now)
 
     def expire(self, now: float) -> list[Prediction]:
@@ -130,46 +130,65 @@ class BelievedCache:
             self._forget(self._ghosts.oldest, dropped)
         return dropped
 
-    def _judge(self, answer: AnsweredPrompt, pieces: list[_Piece]) -> list[Prediction]:
+    def _runs(self, keys: list[int]) -> list[_Run]:
+        """The pieces of a prompt by who owns them; those that nobody does are left out."""
+        runs: list[_Run] = []
+        first, owner = 0, None
+        for index, other in enumerate(map(self._owners.get, keys)):
+            if other is not owner:
+                if owner is not None:
+                    runs.append((owner, first, index))
+                first, owner = index, other
+        if owner is not None:
+            runs.append((owner, first, len(keys)))
+        return runs
+
+    def _judge(self, answer: AnsweredPrompt, keys: list[int], runs: list[_Run]) -> list[Prediction]:
         """Compare what was believed of a prompt with what was cached; the predictions to drop."""
         cached = answer.cached_tokens
         if not answer.prompt_tokens or cached is None:
             return []
         if answer.prompt_tokens * self._bytes_per_token > _DENSE_FACTOR * len(answer.prompt):
             return []
-        tokens_per_byte = answer.prompt_tokens / len(answer.prompt)
+        bytes_per_token = len(answer.prompt) / answer.prompt_tokens
         certain = self._reports.certain_tokens(cached) / (1.0 - _UNEVEN_SHARE)
-        used_bytes: dict[_Belief, int] = {}
+        certain_end, cached_end = certain * bytes_per_token, cached * bytes_per_token
+        ends = _ends(answer.prompt)
+        used_bytes: Counter[_Belief] = Counter()
         ghost: _Belief | None = None
-        for index, piece in enumerate(pieces):
-            owner = self._owners.get(piece.key)
-            if owner is None:
+        known = 0
+        for owner, first, last in runs:
+            if first > known:
                 break
+            known = last
             if owner.stamp > answer.asked_at:
                 continue
-            used_bytes[owner] = used_bytes.get(owner, 0) + piece.bytes
-            tokens = piece.end * tokens_per_byte
-            if tokens > certain:
-                if owner.queue is self._held:
-                    return self._fell_short(answer, pieces[index:], used_bytes[owner])
-                break
-            if tokens <= cached:
+            start = ends[first - 1] if first else 0
+            covered = bisect_right(ends, cached_end, first, last)
+            if covered > first:
+                used_bytes[owner] += ends[covered - 1] - start
                 if owner.stamp <= self._shortfall_stamp:
                     self._shortfalls = self._shortfall_stamp = 0
                 if owner.queue is self._ghosts:
                     ghost = owner
+            missing = bisect_right(ends, certain_end, covered, last)
+            if missing < last:
+                if owner.queue is self._held:
+                    used_bytes[owner] += ends[missing] - (ends[covered - 1] if covered else 0)
+                    return self._fell_short(answer, keys[missing:], used_bytes[owner])
+                break
         if ghost is not None:
             distance = self._distance_bytes(ghost, answer.asked_at) + used_bytes[ghost]
             self._estimate.held(distance / self._bytes_per_token)
         return []
 
     def _fell_short(
-        self, answer: AnsweredPrompt, missing: list[_Piece], used_bytes: int
+        self, answer: AnsweredPrompt, missing: list[int], used_bytes: int
     ) -> list[Prediction]:
         """Pieces that were taken to be held were not; `used_bytes` of the first one's belief are
         the prompt's, up to and with that piece."""
         dropped: list[Prediction] = []
-        belief = self._owners[missing[0].key]
+        belief = self._owners[missing[0]]
         self._shortfalls += 1
         self._shortfall_stamp = max(self._shortfall_stamp, belief.stamp)
         if self._shortfalls >= _SHORTFALLS:
@@ -177,8 +196,8 @@ class BelievedCache:
             self._estimate.lacked(distance / self._bytes_per_token)
             while self._held.oldest is not belief:
                 self._demote(self._held.oldest, dropped)
-        for piece in missing:
-            owner = self._owners.get(piece.key)
+        for key in missing:
+            owner = self._owners.get(key)
             if owner is not None and owner.stamp <= answer.asked_at:
                 self._forget(owner, dropped)
         return dropped
@@ -195,20 +214,29 @@ class BelievedCache:
         raise AssertionError("beliefs stand in one of two queues")
 
     def _believe(
-        self, answer: AnsweredPrompt, pieces: list[_Piece], now: float, dropped: list[Prediction]
+        self, answer: AnsweredPrompt, keys: list[int], now: float, dropped: list[Prediction]
     ) -> None:
         """A belief of its own for the prompt, which takes its pieces from older ones."""
         self.moment += 1
-        belief = _Belief(self.moment, answer.prediction, now + self._ttl_s, pieces)
-        for piece in pieces:
-            owner = self._owners.get(piece.key)
-            if owner is not None:
-                owner.lose(piece.bytes)
-                if not owner.pieces:
-                    self._forget(owner, dropped)
-            self._owners[piece.key] = belief
-        belief.bytes += int((answer.completion_tokens or 0) * self._bytes_per_token)
+        ends = _ends(answer.prompt)
+        belief = _Belief(self.moment, answer.prediction, now + self._ttl_s, keys)
+        answer_bytes = (answer.completion_tokens or 0) * self._bytes_per_token
+        belief.bytes = ends[len(keys) - 1] + int(answer_bytes)
+        runs = self._runs(keys)  # not those that were judged: some of their owners are forgotten
+        self._owners.update(dict.fromkeys(keys, belief))
+        for owner, first, last in runs:
+            start = ends[first - 1] if first else 0
+            self._lose(owner, last - first, ends[last - 1] - start, dropped)
         self._held.add(belief)
+
+    def _lose(self, belief: _Belief, pieces: int, size: int, dropped: list[Prediction]) -> None:
+        """So many of its pieces, `size` bytes, were used by another."""
+        assert belief.queue is not None, "owners stand in a queue"
+        belief.pieces -= pieces
+        belief.bytes -= size
+        belief.queue.bytes -= size
+        if not belief.pieces:
+            self._forget(belief, dropped)
 
     def _demote(self, belief: _Belief, dropped: list[Prediction]) -> None:
         """No longer believe it, but remember it where that may teach the capacity."""
@@ -224,9 +252,10 @@ class BelievedCache:
         if belief.queue is self._held:
             dropped.append(belief.take_prediction())
         belief.queue.remove(belief)
-        for key in belief.keys:
-            if self._owners.get(key) is belief:
-                del self._owners[key]
+        if belief.pieces:
+            for key in belief.keys:
+                if self._owners.get(key) is belief:
+                    del self._owners[key]
 
     def check(self) -> None:
         """Assert what must always hold. Slow: it looks at everything."""
@@ -245,14 +274,6 @@ class BelievedCache:
         assert self._held.bytes <= self.capacity_tokens * self._bytes_per_token
 
 
-class _Piece(NamedTuple):
-    """Some of a prompt's text: a name for it and all before it, where it ends, how long it is."""
-
-    key: int
-    end: int
-    bytes: int
-
-
 class _Belief:
     """An answered prompt, and what of it was not used by a later one.
 
@@ -267,27 +288,24 @@ class _Belief:
     __slots__ = ("bytes", "expires_at", "keys", "pieces", "prediction", "queue", "stamp")
 
     def __init__(
-        self, stamp: int, prediction: Prediction, expires_at: float, pieces: list[_Piece]
+        self, stamp: int, prediction: Prediction, expires_at: float, keys: list[int]
     ) -> None:
         self.stamp = stamp
         self.prediction: Prediction | None = prediction
         self.expires_at = expires_at
-        self.keys = [piece.key for piece in pieces]
-        self.pieces = len(pieces)
-        self.bytes = sum(piece.bytes for piece in pieces)
+        self.keys = keys
+        self.pieces = len(keys)
+        self.bytes = 0
         self.queue: _Queue | None = None
-
-    def lose(self, piece_bytes: int) -> None:
-        """One of its pieces was used by another."""
-        self.pieces -= 1
-        self.bytes -= piece_bytes
-        assert self.queue is not None, "owners stand in a queue"
-        self.queue.bytes -= piece_bytes
 
     def take_prediction(self) -> Prediction:
         prediction, self.prediction = self.prediction, None
         assert prediction is not None, "what is held is predicted"
         return prediction
+
+
+# A belief that owns the pieces [first, last) of a prompt.
+_Run = tuple[_Belief, int, int]
 
 
 class _Queue:
@@ -315,16 +333,32 @@ class _Queue:
         self.bytes -= belief.bytes
 
 
-def _pieces(namespace: Namespace, prompt: bytes) -> Iterator[_Piece]:
-    """Cut a prompt into pieces; what is left at its end counts only where there is nothing else."""
+def _all_ends() -> list[int]:
+    """Where the pieces of a prompt without end would end."""
+    ends, step = [0], _PIECE_BYTES
+    while ends[-1] < _PROMPT_BYTES_MOST:
+        ends += range(ends[-1] + step, step * _PIECES_PER_DOUBLING + 1, step)
+        step *= 2
+    return ends[1:]
+
+
+_ENDS = _all_ends()
+
+
+def _ends(prompt: bytes) -> list[int]:
+    """Where its pieces end; what is left at a prompt's end counts only where it is all."""
+    return _ENDS if len(prompt) >= _PIECE_BYTES else [len(prompt)]
+
+
+def _keys(namespace: Namespace, prompt: bytes) -> list[int]:
+    """The keys of its pieces."""
     key = hash(namespace)
-    start, step = 0, _PIECE_BYTES
-    while start + step <= len(prompt):
-        end = start + step
+    if len(prompt) < _PIECE_BYTES:
+        return [hash((key, prompt))]
+    keys = []
+    start = 0
+    for end in _ENDS[: bisect_right(_ENDS, len(prompt))]:
         key = hash((key, prompt[start:end]))
-        yield _Piece(key, end, step)
+        keys.append(key)
         start = end
-        if start == step * _PIECES_PER_DOUBLING:
-            step *= 2
-    if not start:
-        yield _Piece(hash((key, prompt)), len(prompt), len(prompt))
+    return keys
