@@ -22,7 +22,8 @@ Rules that everything else rests on:
    order in which names were stored has parents first.
 """
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 
 from protocol.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
 from replica.core.block_hash import BlockKey, tokens_of
@@ -147,13 +148,22 @@ class BlockPool:
         return events
 
     def snapshot(self) -> list[BlockStored]:
-        """Events that, applied to nothing, give everything cached now, parents first."""
-        events: list[KvEvent] = []
+        """Events that, applied to nothing, give everything cached now, parents first.
+
+        As few as can be: blocks were stored as sequences took turns, but long chains are cheaper to
+        read. A block's first child continues its chain, the others begin one of their own, in the
+        order in which they were stored: so after the chain that they hang from.
+        """
+        heads: list[BlockKey] = []
+        continued: dict[int, BlockKey] = {}
         for block in self._by_hash.values():
             key = self._keys[block]
             assert key is not None
-            _append_stored(events, key, self.block_size)
-        return [event for event in events if isinstance(event, BlockStored)]
+            if key.parent_hash is None or key.parent_hash in continued:
+                heads.append(key)
+            else:
+                continued[key.parent_hash] = key
+        return [_chain_stored(head, continued, self.block_size) for head in heads]
 
     def _evict(self) -> int:
         block = self._eviction.pop()
@@ -216,4 +226,23 @@ def _append_stored(events: list[KvEvent], key: BlockKey, block_size: int) -> Non
             medium=MEDIUM,
             extra_keys=None if extra is None else [extra],
         )
+    )
+
+
+def _chain_stored(
+    head: BlockKey, continued: Mapping[int, BlockKey], block_size: int
+) -> BlockStored:
+    """`head` and what continues it, as one event."""
+    keys = [head]
+    while (below := continued.get(keys[-1].hash)) is not None:
+        keys.append(below)
+    tokens = array("I", b"".join(key.token_bytes for key in keys))
+    extra = None if head.extra_keys is None else [list(head.extra_keys)]
+    return BlockStored(
+        block_hashes=[key.hash for key in keys],
+        parent_block_hash=head.parent_hash,
+        token_ids=tokens.tolist(),
+        block_size=block_size,
+        medium=MEDIUM,
+        extra_keys=extra and [*extra, *[None] * (len(keys) - 1)],
     )

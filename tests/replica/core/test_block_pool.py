@@ -95,3 +95,25 @@ def test_one_event_holds_a_whole_chain() -> None:
     assert event.token_ids == [1, 1, 2, 2, 3, 3]  # type: ignore[union-attr]
     assert event.medium == "GPU"  # type: ignore[union-attr]
     assert len(pool.snapshot()) == 1
+
+
+def test_a_snapshot_has_one_event_a_chain_however_its_blocks_were_stored() -> None:
+    pool = BlockPool(9, 2)
+    one, two = chain([1, 1], [2, 2], [3, 3]), chain([7, 7], [8, 8])
+    fork = block_key(one[0].hash, [5, 5], None)
+    below = block_key(fork.hash, [6, 6], None)
+    salted = block_key(None, [1, 1], ("salt",))
+    salted_below = block_key(salted.hash, [9, 9], None)
+    for key in (one[0], two[0], one[1], fork, salted, two[1], one[2], salted_below, below):
+        pool.store(pool.allocate(1)[0], key)
+    events = pool.snapshot()
+    assert [(event.parent_block_hash, event.token_ids, event.extra_keys) for event in events] == [
+        (None, [1, 1, 2, 2, 3, 3], None),
+        (None, [7, 7, 8, 8], None),
+        (one[0].hash, [5, 5, 6, 6], None),
+        (None, [1, 1, 9, 9], [["salt"], None]),
+    ]
+    live, late = EventMirror(), EventMirror()
+    live.apply(pool.take_events())
+    late.apply(events)
+    assert live.blocks == late.blocks
