@@ -60,6 +60,10 @@ class EventCaches:
         for replica_id in self._cache_ids:
             self._fleet[replica_id].trust = self._trust(replica_id, now)
 
+    def cache_ids(self, replicas: Iterable[ReplicaId]) -> list[str]:
+        """The ids of these replicas' caches; one that sends no events has its own name's."""
+        return [one for replica in replicas for one in self._cache_ids.get(replica, [replica])]
+
     def by_replica(self, match: Match) -> Match:
         """What each replica holds, of what each cache holds."""
         if not self._ranked:

@@ -23,7 +23,7 @@ from protocol.errors import (
 )
 from protocol.openai import ModelCard, ModelList
 from router.config import RouterConfig
-from router.core.marks import ReplicaId
+from router.core.ids import ReplicaId
 from router.core.retry_budget import RetryBudget
 from router.dataplane.client_connection import ClientConnection
 from router.dataplane.exchange import Exchange

@@ -44,8 +44,8 @@ _STATE_EVENTS = {
 
 # Replicas in these states are live: what they hold could be used.
 _LIVE = (State.READY, State.SUSPECT)
-# Per call of `expire`, ten a second: a cleared cache of 100,000 blocks is gone in ten seconds.
-_SWEEP_BLOCKS = 1000
+# Per call of `expire`, ten a second: each takes some ten microseconds.
+_SWEEP_CHAINS = 100
 
 
 class ServedModel:
@@ -183,12 +183,17 @@ class ServedModel:
         self._event_caches.changed(cache_id, asyncio.get_running_loop().time())
 
     def expire(self, now: float) -> None:
-        """Drops predictions whose time is over, sweeps cleared caches; ten times a second."""
+        """Drops predictions whose time is over, sweeps cleared caches, keeps the tree in bounds;
+        ten times a second."""
         self._predictions.expire(now)
         self._event_caches.refresh(now)
         for replica in self._believed:
             self._show_believed(replica)
-        self.tree.sweep(_SWEEP_BLOCKS)
+        self.tree.sweep(_SWEEP_CHAINS)
+        live = [replica.id for replica in self.fleet.replicas if replica.state in _LIVE]
+        self.tree.keep_within(
+            self.config.max_prefix_tree_bytes, set(self._event_caches.cache_ids(live))
+        )
 
     def prefilled(self, assignment: "ReplicaAssignment", now: float) -> None:
         """Its prompt is computed: the events, if the replica sends any, are on their way."""

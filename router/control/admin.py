@@ -11,6 +11,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from router.core.chains import Tier
 from router.core.fleet import Replica
 from router.core.ranks import rank_cache_id
 from router.core.states import State
@@ -45,7 +46,12 @@ def _model(model: ServedModel) -> dict[str, Any]:
         "name": model.name,
         "policy": model.config.policy.kind,
         "replicas": [_replica(model, replica) for replica in model.fleet.replicas],
-        "tree": {"nodes": model.tree.nodes, "bytes": model.tree.bytes_stored},
+        "tree": {
+            "nodes": model.tree.nodes,
+            "bytes": model.tree.bytes_stored,
+            "resident_bytes": model.tree.bytes_resident,
+            "forgotten_blocks": model.tree.forgotten_blocks,
+        },
         "events_skipped": dict(model.index.skipped),
         "bytes_per_token": model.cost.bytes_per_token,
         "last_decision": None
@@ -70,7 +76,7 @@ def _replica(model: ServedModel, replica: Replica) -> dict[str, Any]:
         "state_age_s": asyncio.get_running_loop().time() - replica.since,
         "leases": replica.running,
         "pending_prefill_tokens": replica.pending_prefill_tokens,
-        "cached_tokens": sum(model.tree.held_tokens(one) for one in _caches(model, replica.id)),
+        "cached_tokens": {one.name.lower(): _held(model, replica.id, one) for one in Tier},
         "capacity_tokens": replica.capacity_tokens,
         "trust": replica.trust,
         "prefill_tokens_per_s": replica.rates.prefill_tokens_per_s,
@@ -87,6 +93,11 @@ def _caches(model: ServedModel, replica: str) -> list[str]:
     ranks = itertools.count(1)
     further = (rank_cache_id(replica, rank) for rank in ranks)
     return [replica, *itertools.takewhile(model.subscriptions.__contains__, further)]
+
+
+def _held(model: ServedModel, replica: str, tier: Tier) -> int:
+    """Tokens a replica's caches hold on one tier."""
+    return sum(model.tree.held_tokens(one, tier) for one in _caches(model, replica))
 
 
 def _events(model: ServedModel, cache: str) -> dict[str, Any] | None:
@@ -134,7 +145,9 @@ class FleetCollector:
             labels=labels,
         )
         cached = GaugeMetricFamily(
-            "warmroute_replica_cached_tokens", "Tokens a replica says it holds.", labels=labels
+            "warmroute_replica_cached_tokens",
+            "Tokens a replica says it holds, by tier.",
+            labels=[*labels, "tier"],
         )
         lag = GaugeMetricFamily(
             "warmroute_kv_event_lag_seconds",
@@ -170,8 +183,20 @@ class FleetCollector:
         tree_bytes = GaugeMetricFamily(
             "warmroute_prefix_tree_bytes", "Prompt text held in a prefix tree.", labels=["model"]
         )
+        tree_resident = GaugeMetricFamily(
+            "warmroute_prefix_tree_resident_bytes",
+            "What a prefix tree takes up in memory, about.",
+            labels=["model"],
+        )
+        forgotten = CounterMetricFamily(
+            "warmroute_prefix_tree_forgotten_blocks",
+            "Blocks forgotten because the tree was too large.",
+            labels=["model"],
+        )
         for model in self._models.values():
             tree_bytes.add_metric([model.name], model.tree.bytes_stored)
+            tree_resident.add_metric([model.name], model.tree.bytes_resident)
+            forgotten.add_metric([model.name], model.tree.forgotten_blocks)
             for reason, count in model.index.skipped.items():
                 skipped.add_metric([model.name, reason], count)
             for replica in model.fleet.replicas:
@@ -181,7 +206,8 @@ class FleetCollector:
                 leases.add_metric(key, replica.running)
                 pending.add_metric(key, replica.pending_prefill_tokens)
                 caches = _caches(model, replica.id)
-                cached.add_metric(key, sum(model.tree.held_tokens(one) for one in caches))
+                for tier in Tier:
+                    cached.add_metric([*key, tier.name.lower()], _held(model, replica.id, tier))
                 # Of a replica's ranks, the worst counts.
                 ranks = [model.subscriptions[one] for one in caches if one in model.subscriptions]
                 if not ranks:
@@ -198,5 +224,5 @@ class FleetCollector:
                     lag.add_metric(key, max(lags))
         return [
             state, leases, pending, cached, lag, missing, trust, synced, gaps, malformed, skipped,
-            tree_bytes,
+            tree_bytes, tree_resident, forgotten,
         ]  # fmt: skip

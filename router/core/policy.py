@@ -72,11 +72,13 @@ class PromptSplit(NamedTuple):
     Attributes:
         matched: Those it need not compute.
         uncached: Those it must; at least one.
+        told: `matched` if its events said so; 0 if it is what we believe to have sent there.
         host, disk: Of `matched`, those it must first load from there.
     """
 
     matched: int
     uncached: int
+    told: int
     host: int
     disk: int
 
@@ -134,13 +136,14 @@ def split_prompt(query: RouteQuery, replica: Replica) -> PromptSplit:
     """How much of the prompt one replica holds, confirmed or predicted."""
     bytes_per_token = query.bytes_per_token
     matched, end, host, disk = query.match.confirmed.get(replica.id, _NOTHING)
+    told = matched
     predicted_end = query.match.predicted.get(replica.id, 0)
     if predicted_end > end:
         # Only whole blocks are kept, counted from the start of the prompt.
         size = replica.block_size
         predicted = int(predicted_end / bytes_per_token) // size * size
         if predicted * bytes_per_token > end:
-            matched, end = predicted, int(predicted * bytes_per_token)
+            matched, end, told = predicted, int(predicted * bytes_per_token), 0
     # Engines compute the last token of a prompt in any case.
     uncached = int((len(query.prompt) - end) / bytes_per_token + 0.5) or 1
-    return PromptSplit(matched, uncached, host, disk)
+    return PromptSplit(matched, uncached, told, host, disk)

@@ -71,10 +71,10 @@ class PrefixAware:
         rates = replica.rates
         s_per_token = rates.prefill_s_per_token
         output = query.expected_output_tokens
-        matched, uncached, host, disk = split_prompt(query, replica)
+        matched, uncached, told, host, disk = split_prompt(query, replica)
         running = replica.running + replica.other_running
         wait = (replica.pending_prefill_tokens + replica.other_prefill_tokens) * s_per_token
-        computed = uncached + matched * (1.0 - replica.trust)
+        computed = uncached + told * (1.0 - replica.trust)
         loaded = host * self.host_load_weight + disk * self.disk_load_weight
         prefill = (computed + loaded) * s_per_token + rates.overhead_s
         # Our steps, one sequence slower than now; and those of the others, who are on average

@@ -3,9 +3,10 @@
 import asyncio
 
 import pytest
+from msgspec import structs
 
 from router.core.policies import POLICIES, UnknownPolicy
-from router.core.states import State
+from router.core.states import State, StateEvent
 from router.dataplane.answer_scan import AnswerUsage
 from router.dataplane.exchange import Outcome
 from tests.support.data_plane import TIMEOUT_S, Call, ScriptedReplica
@@ -209,3 +210,23 @@ async def test_reported_hits_correct_what_is_believed() -> None:
     assert [believed(model, one) for one in prompts] == [True, False, False, True, True, True]
     assert model.fleet["r0"].capacity_tokens is not None
     assert model.fleet["r0"].capacity_tokens < 500_000
+
+
+async def test_a_tree_too_large_forgets_what_replicas_that_are_down_hold_first() -> None:
+    model = served(events=True, replicas=2)
+    model.apply("r1", StateEvent.REQUEST_FAILED_CONNECT, clock())
+    for _ in range(10):
+        model.apply("r1", StateEvent.PROBE_FAILED, clock())
+    assert model.fleet["r1"].state is State.EJECTED
+    for replica in ("r0", "r1"):
+        texts = [replica.encode() + b"%05d" % number + b"x" * 1000 for number in range(100)]
+        for number, text in enumerate(texts):
+            model.tree.store(replica, (), [number], None, [text], 16)
+    bound = model.tree.bytes_resident * 2 // 3
+    model.config = structs.replace(model.config, max_prefix_tree_bytes=bound)
+    for _ in range(100):
+        model.expire(clock())
+    assert model.tree.bytes_resident <= bound
+    assert model.tree.held_blocks("r0") == 100
+    assert 0 < model.tree.held_blocks("r1") < 50
+    assert model.tree.forgotten_blocks == 100 - model.tree.held_blocks("r1")

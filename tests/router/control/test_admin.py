@@ -8,6 +8,7 @@ from protocol.kv_events import Malformation, UnknownEvent
 from protocol.load_report import LoadReport
 from router.control.admin import admin_app
 from router.control.subscription import SubscriptionStatus
+from router.core.chains import Tier
 from router.core.ranks import rank_cache_id
 from tests.support.data_plane import ScriptedReplica
 from tests.support.front import answer, front
@@ -28,6 +29,7 @@ async def test_replicas_decisions_and_metrics_are_shown() -> None:
         model.load_reports["a"] = LoadReport(1, 2, 3, 4)
         model.index.apply("a", [UnknownEvent(type="later")])
         model.tree.store("a", (), [1], None, [b"text"], 16)
+        model.tree.store("a", (), [2], None, [b"other"], 16, Tier.HOST)
         app = admin_app(router.models, router.metrics)
         async with TestClient(TestServer(app)) as client:
             await router.chat()
@@ -36,9 +38,8 @@ async def test_replicas_decisions_and_metrics_are_shown() -> None:
             [replica] = shown["replicas"]
             assert shown["last_decision"]["replica"] == "a"
             assert shown["events_skipped"] == {"unknown_type": 1}
-            assert (replica["state"], replica["leases"], replica["cached_tokens"]) == (
-                "ready", 0, 16,
-            )  # fmt: skip
+            assert (replica["state"], replica["leases"]) == ("ready", 0)
+            assert replica["cached_tokens"] == {"device": 16, "host": 16, "disk": 0}
             assert replica["events"]["gaps"] == 3
             assert replica["events"]["malformed"] == {"rank": 2}
             assert 0.9 < replica["events"]["trust"] < 1
@@ -48,7 +49,8 @@ async def test_replicas_decisions_and_metrics_are_shown() -> None:
             labels = 'model="m",replica="a"'
             for line in (
                 f'warmroute_replica_state{{{labels},state="ready"}} 1.0',
-                f"warmroute_replica_cached_tokens{{{labels}}} 16.0",
+                f'warmroute_replica_cached_tokens{{{labels},tier="device"}} 16.0',
+                'warmroute_prefix_tree_forgotten_blocks_total{model="m"} 0.0',
                 f"warmroute_kv_event_gaps_total{{{labels}}} 3.0",
                 f"warmroute_kv_event_lag_seconds{{{labels}}} 0.5",
                 f"warmroute_kv_events_missing{{{labels}}} 7.0",

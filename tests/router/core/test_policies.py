@@ -125,6 +125,27 @@ def test_a_match_that_is_not_trusted_is_worth_nothing() -> None:
     assert choose(query, fleet).replica == "sure"
 
 
+def test_what_we_just_sent_there_needs_no_trust_in_events() -> None:
+    fleet = fleet_of(replica("stale", trust=0.0), replica("sure"))
+    match = Match({"sure": Confirmed(480, 1920)}, {"stale": 3900})
+    assert choose(RouteQuery(prompt=b"p" * 4000, match=match), fleet).replica == "stale"
+
+
+def test_slower_tiers_are_worth_less_than_the_device_and_more_than_nothing() -> None:
+    held = {
+        "device": Confirmed(800, 3200),
+        "host": Confirmed(800, 3200, host_tokens=800),
+        "disk": Confirmed(800, 3200, disk_tokens=800),
+    }
+    names = [*held, "nothing"]
+    fleet = fleet_of(*map(replica, names))
+    terms = choose(RouteQuery(prompt=b"p" * 4000, match=Match(held, {})), fleet).terms
+    assert [one.replica for one in sorted(terms)] == names
+    costs = {one.replica: one.prefill for one in terms}
+    assert costs["disk"] - costs["device"] > 4 * (costs["host"] - costs["device"]) > 0
+    assert [one.matched_tokens for one in terms] == [800, 800, 800, 0]
+
+
 def test_a_predicted_match_counts_in_whole_blocks() -> None:
     fleet = fleet_of(replica("a"), replica("b", block_size=512))
     query = RouteQuery(prompt=b"p" * 4000, match=Match({}, {"a": 1999, "b": 1999}))
