@@ -11,7 +11,7 @@ from prompt.errors import ModelFileError
 from prompt.model_files import GgufFile, open_model_files, read_json
 from prompt.vocabulary import Vocabulary, VocabularyKind, kind_of
 from replica.gguf_tokenizer import tokenizer_from_gguf
-from replica.segment_cache import SegmentCache, cuts_at_added_tokens
+from replica.segment_cache import SegmentCache
 
 # Tokens that end an assistant's message where a model has them, whatever its files say of EOS.
 # Source: llama.cpp `llama-vocab.cpp`, the list of end-of-generation tokens.
@@ -55,7 +55,8 @@ class Tokenizer:
         self.eos_token_ids: frozenset[int] = frozenset([*ends, *eos_token_ids])
         self.vocab_size: int = backend.get_vocab_size()
         self.longest_token_characters = max(map(len, tokens.values()), default=1)
-        self._segments = SegmentCache(backend) if cuts_at_added_tokens(backend) else None
+        segments = SegmentCache(backend)
+        self._segments = segments if segments.is_exact else None
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
