@@ -96,7 +96,9 @@ def _caches(model: ServedModel, replica: str) -> list[str]:
 
 
 def _held(model: ServedModel, replica: str, tier: Tier) -> int:
-    """Tokens a replica's caches hold on one tier."""
+    """Tokens a replica's caches hold on one tier; without events, those it is believed to."""
+    if replica not in model.subscriptions:
+        return model.fleet[replica].held_tokens if tier is Tier.DEVICE else 0
     return sum(model.tree.held_tokens(one, tier) for one in _caches(model, replica))
 
 
@@ -146,8 +148,13 @@ class FleetCollector:
         )
         cached = GaugeMetricFamily(
             "warmroute_replica_cached_tokens",
-            "Tokens a replica says it holds, by tier.",
+            "Tokens a replica says it holds, by tier; or is believed to, if it sends no events.",
             labels=[*labels, "tier"],
+        )
+        capacity = GaugeMetricFamily(
+            "warmroute_replica_capacity_tokens",
+            "Tokens a replica's device can cache: as it says, as configured, or as estimated.",
+            labels=labels,
         )
         lag = GaugeMetricFamily(
             "warmroute_kv_event_lag_seconds",
@@ -205,6 +212,8 @@ class FleetCollector:
                     state.add_metric([*key, one], float(replica.state is one))
                 leases.add_metric(key, replica.running)
                 pending.add_metric(key, replica.pending_prefill_tokens)
+                if replica.capacity_tokens is not None:
+                    capacity.add_metric(key, replica.capacity_tokens)
                 caches = _caches(model, replica.id)
                 for tier in Tier:
                     cached.add_metric([*key, tier.name.lower()], _held(model, replica.id, tier))
@@ -223,6 +232,6 @@ class FleetCollector:
                 if lags:
                     lag.add_metric(key, max(lags))
         return [
-            state, leases, pending, cached, lag, missing, trust, synced, gaps, malformed, skipped,
-            tree_bytes, tree_resident, forgotten,
+            state, leases, pending, cached, capacity, lag, missing, trust, synced, gaps, malformed,
+            skipped, tree_bytes, tree_resident, forgotten,
         ]  # fmt: skip
