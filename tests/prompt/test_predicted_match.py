@@ -160,8 +160,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 words = st.sampled_from(
     ["the cat sat", " on", " the mat", "hello", " world", "how are you?", " ", "   ", "\n", "\n\n",
-     "\t", "1234", "naïve", "e\u0301", "\u0301", "漢字", "😀", "👩\u200d👧", "ﬁ", "▁", "x=1;", "</s>",
-     "<|im_end|>", "<|im_start|>user\n", "<s>", "<|eot_id|>", "[INST]", "[/INST]", "<|im_",
+     "\t", "1234", "naïve", "e\u0301", "\u0301", "漢字", "😀", "👩\u200d👧", "ﬁ", "▁", "x=1;",
+     "</s>", "<|im_end|>", "<|im_start|>user\n", "<s>", "<|eot_id|>", "[INST]", "[/INST]", "<|im_",
      "<0x41>", "<unk>"]
 )  # fmt: skip
 contents = st.lists(st.one_of(words, st.text(max_size=5)), max_size=8).map("".join)

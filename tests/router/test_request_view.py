@@ -14,7 +14,9 @@ from tests.support.event_publisher import BYTE_VOCABULARY
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
-    "{% if style %}[{{ style }}]{% endif %}{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% if style %}[{{ style }}]{% endif %}"
+    "{% for d in documents or [] %}{{ d.text }}:{{ reasoning_effort }}:{{ enable_thinking }}"
+    "{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}"
     "{% if not messages %}{{ raise_exception('no messages') }}{% endif %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
@@ -64,6 +66,27 @@ CHAT, TEXT = b"/v1/chat/completions", b"/v1/completions"
                      id="no-tokenizer"),
         pytest.param(CHAT, {"messages": HI}, NO_TEMPLATE,
                      json.dumps(HI, separators=(",", ":")).encode(), id="no-template"),
+        pytest.param(CHAT, {"messages": HI, "add_special_tokens": True}, ASSETS,
+                     b"<s><user>hi</><assistant>", id="chat-with-special-tokens"),
+        pytest.param(CHAT, {"messages": HI, "chat_template": "{{ 1 }}"}, ASSETS, None,
+                     id="a-template-of-the-clients"),
+        pytest.param(CHAT, {"messages": HI, "truncate_prompt_tokens": 5}, ASSETS, None,
+                     id="truncated"),
+        pytest.param(
+            CHAT,
+            {"messages": HI, "documents": [{"text": "d"}], "reasoning_effort": "low",
+             "chat_template_kwargs": {"documents": [], "style": "dry"}},
+            ASSETS, b"<user>hi</>[dry]d:low:True<assistant>", id="documents-and-effort",
+        ),
+        pytest.param(
+            CHAT,
+            {"messages": [*HI, {"role": "user", "content": [
+                {"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": "x"}}]}]},
+            ASSETS, b"<user>hi</><user>", id="up-to-the-first-image",
+        ),
+        pytest.param(TEXT, {"prompt": "hi", "add_special_tokens": False}, ASSETS, b"hi",
+                     id="text-without-special-tokens"),
+        pytest.param(TEXT, {"prompt": "hi", "prompt_embeds": "AA"}, ASSETS, None, id="embeddings"),
         pytest.param(TEXT, {"prompt": "hi"}, ASSETS, b"<s>hi", id="text"),
         pytest.param(TEXT, {"prompt": "hi"}, None, b"hi", id="text-no-tokenizer"),
         pytest.param(TEXT, {"prompt": ["hi"]}, ASSETS, b"<s>hi", id="one-text-in-a-list"),
