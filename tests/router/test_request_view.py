@@ -81,7 +81,8 @@ CHAT, TEXT = b"/v1/chat/completions", b"/v1/completions"
         pytest.param(
             CHAT,
             {"messages": [*HI, {"role": "user", "content": [
-                {"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": "x"}}]}]},
+                {"type": "text", "text": "see"},
+                {"type": "image_url", "image_url": {"url": "x"}}]}]},
             ASSETS, b"<user>hi</><user>", id="up-to-the-first-image",
         ),
         pytest.param(TEXT, {"prompt": "hi", "add_special_tokens": False}, ASSETS, b"hi",
