@@ -28,7 +28,6 @@ class AddedToken(NamedTuple):
 
     content: str
     id: int
-    special: bool = False
     normalized: bool = False
     lstrip: bool = False
     rstrip: bool = False
