@@ -9,8 +9,8 @@ from protocol.kv_dialects import decode_batch
 from router.core.kv_index import KvIndex
 from router.core.prefix_tree import Match, PrefixTree
 
-# As router/served_model.py does ten times a second.
-SWEEP_AT_ONCE = 1000
+# Chains, as router/served_model.py sweeps ten times a second.
+SWEEP_AT_ONCE = 100
 
 
 class Ours:
