@@ -21,9 +21,7 @@ from contextlib import aclosing
 from math import inf
 
 import httpx
-import zmq
 import zmq.asyncio
-from zmq.utils.monitor import recv_monitor_message
 
 from protocol.kv_dialects import decode_batch
 from protocol.kv_events import (
@@ -41,7 +39,7 @@ from router.config import ReplicaConfig
 from router.control.backoff import Backoff
 from router.control.kv_sources import KvSources, Unavailable
 from router.control.pace import Pace
-from router.control.subscriber_socket import discard_queued, subscriber_socket
+from router.control.subscriber_socket import subscriber
 from router.core.event_sequence import EventSequence, Verdict
 from router.core.held_hashes import HeldHashes
 from router.core.kv_index import KvIndex
@@ -139,36 +137,31 @@ class KvSubscription:
 
     async def run(self) -> None:
         clock = asyncio.get_running_loop().time
-        sockets = subscriber_socket(self._context, self._sources.endpoint, self._topic)
-        async with sockets as (subscriber, monitor):
-            poller = zmq.asyncio.Poller()
-            poller.register(subscriber, zmq.POLLIN)
-            poller.register(monitor, zmq.POLLIN)
-            sequence: EventSequence | None = None
+        sequence: EventSequence | None = None
+        with subscriber(self._context, self._sources.endpoint, self._topic) as messages:
             while True:
+                if (connected := messages.take_change()) is not None:
+                    sequence = None
+                    self._connection_changed(connected)
+                    if not connected:
+                        messages.discard()
+                    continue
                 wait_s = None  # for news
                 if self.status.connected and sequence is None:
                     wait_s = self._resync_at - clock()
                     if wait_s <= 0:
                         sequence = await self._resync()
                         continue
-                await self._pace.pause()
-                ready = dict(await poller.poll(None if wait_s is None else wait_s * 1000))
-                if monitor in ready:
-                    await self._connection_changed(monitor)
+                if (frames := messages.take_message()) is None:
+                    await messages.wait(wait_s)
+                elif sequence is not None and not await self._follow(frames, sequence):
                     sequence = None
-                    if not self.status.connected:
-                        await discard_queued(subscriber)
-                elif subscriber in ready:
-                    frames = await subscriber.recv_multipart()
-                    if sequence is not None and not await self._follow(frames, sequence):
-                        sequence = None
-                        await discard_queued(subscriber)
+                    messages.discard()
+                await self._pace.pause()
 
-    async def _connection_changed(self, monitor: zmq.asyncio.Socket) -> None:
-        """Takes one monitor message. Either way, what we know must be taken anew."""
-        message = await recv_monitor_message(monitor)
-        self.status.connected = message["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+    def _connection_changed(self, connected: bool) -> None:
+        """Either way, what we know must be taken anew."""
+        self.status.connected = connected
         self._resync_at = asyncio.get_running_loop().time()
         self._unsynced()
 
