@@ -7,7 +7,6 @@ or on a slower tier near it. The rest is counted, so that what the router does n
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 
 from prompt.vocabulary import Vocabulary
 from protocol.kv_events import AllBlocksCleared, BlockHash, BlockRemoved, BlockStored, KvEvent
@@ -45,29 +44,33 @@ class KvIndex:
 
     def apply(self, replica: ReplicaId, events: Iterable[KvEvent]) -> None:
         """Applies the events of one batch, in order."""
-        for kind, run in groupby(events, type):
-            if kind is BlockStored:
-                for event in run:
-                    assert isinstance(event, BlockStored)
-                    self._store(replica, event)
-            elif kind is BlockRemoved:
-                self._remove(replica, run)
-            elif kind is AllBlocksCleared:
+        removed: list[BlockRemoved] = []
+        for event in events:
+            if isinstance(event, BlockRemoved):
+                removed.append(event)
+                continue
+            if removed:
+                self._remove(replica, removed)
+                removed = []
+            if isinstance(event, BlockStored):
+                self._store(replica, event)
+            elif isinstance(event, AllBlocksCleared):
                 self._tree.clear(replica)
             else:
-                self.skipped["unknown_type"] += sum(1 for _ in run)
+                self.skipped["unknown_type"] += 1
+        if removed:
+            self._remove(replica, removed)
 
     def clear(self, replica: ReplicaId) -> None:
         """Forgets what was believed of the replica."""
         self._tree.clear(replica)
         self._other_groups.pop(replica, None)
 
-    def _remove(self, replica: ReplicaId, events: Iterable[KvEvent]) -> None:
+    def _remove(self, replica: ReplicaId, events: Iterable[BlockRemoved]) -> None:
         """Evictions come one block an event; the tree takes them all at once, tier by tier."""
         other_groups = self._other_groups.get(replica, ())
         hashes: dict[Tier, list[BlockHash]] = {}
         for event in events:
-            assert isinstance(event, BlockRemoved)
             tier = _TIERS.get(event.medium)
             if tier is None:
                 self.skipped["unknown_medium"] += len(event.block_hashes)
@@ -100,14 +103,16 @@ class KvIndex:
             if unknown:
                 self.skipped["held_unknown"] += unknown
             return
-        count = _count_of_plain_text(event)
-        if count < blocks:
-            self.skipped["not_text"] += blocks - count
+        count = blocks
+        if event.extra_keys:
+            count = _count_of_plain_text(event)
+            if count < blocks:
+                self.skipped["not_text"] += blocks - count
         parent, size, detokenise = event.parent_block_hash, event.block_size, self._detokenise
         try:
             self._tree.store(
                 replica,
-                _namespace(event),
+                _namespace(event) if parent is None else (),
                 names[:count],
                 None if parent is None else _name(parent),
                 [detokenise(tokens[at : at + size]) for at in range(0, count * size, size)],

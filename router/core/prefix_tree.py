@@ -57,6 +57,7 @@ from router.core.chain_edits import (
     UnknownParent,
     add_copy,
     append,
+    append_to_leaf,
     cut,
     known_places,
     take_copies,
@@ -207,6 +208,13 @@ class PrefixTree:
             above = holder.find(parent)
             if above is None or not any(above[0].copies(above[1])):
                 raise UnknownParent(replica, parent)
+            if len(hashes) == 1 and tier is Tier.DEVICE and not self._cleared:
+                chain, index = above
+                is_next = index == len(chain) - 1 and chain.block_size == block_size
+                if is_next and append_to_leaf(chain, hashes[0], texts[0], self._radix):
+                    if holder.predictions:
+                        drop_overtaken(self._radix, chain, index + 1)
+                    return
         known = known_places(holder, namespace, hashes, above, texts, block_size)
         new = len(known)
         if known:

@@ -145,7 +145,7 @@ class Radix:
         while offset < len(text):
             child = node.children.get(text[offset])
             if child is None:
-                return self._extend(node, text[offset:])
+                return self.extend(node, text[offset:])
             if text.startswith(child.edge, offset):
                 offset += len(child.edge)
                 node = child
@@ -161,7 +161,7 @@ class Radix:
         """The node that ends at `position`, which lies in `node`'s edge: split there if need be."""
         return node if position == node.end else self._split(node, position)
 
-    def _extend(self, node: Node, text: bytes) -> Node:
+    def extend(self, node: Node, text: bytes) -> Node:
         """Hang `text` below `node`'s end, in a longer edge if nothing needs that end."""
         self.bytes_stored += len(text)
         if node.children or node.predicted or node.parent is None:
