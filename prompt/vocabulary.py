@@ -55,6 +55,17 @@ class Vocabulary:
             size = len(table)
             return b"".join([table[t] for t in token_ids if t < size])
 
+    def detokenise_blocks(self, token_ids: Sequence[int], block_size: int) -> list[bytes]:
+        """The bytes of each block of `block_size` tokens."""
+        table = self._token_bytes
+        try:
+            pieces = [table[token_id] for token_id in token_ids]
+        except IndexError:
+            size = len(table)
+            pieces = [table[t] if t < size else b"" for t in token_ids]
+        join = b"".join
+        return [join(pieces[at : at + block_size]) for at in range(0, len(pieces), block_size)]
+
 
 def spell_token(text: str, kind: VocabularyKind) -> str:
     """What a token written as `text` stands for, if no byte is meant.

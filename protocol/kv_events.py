@@ -22,7 +22,7 @@ Source: vllm/distributed/kv_events.py; sglang/srt/disaggregation/kv_events.py;
 vllm/distributed/kv_transfer/kv_connector/v1/offloading (take_events).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -164,6 +164,10 @@ _snapshot_head_decoder = msgspec.msgpack.Decoder(_SnapshotHead)
 _stored_decoder = msgspec.msgpack.Decoder(BlockStored)
 
 
+# In a snapshot: a hash of 9 bytes, and tokens.
+_BLOCK_BYTES_MIN = 10
+
+
 class SnapshotReader:
     """A snapshot's bytes, its events decoded as they are asked for.
 
@@ -184,6 +188,8 @@ class SnapshotReader:
         self.seq = head.seq
         self.block_size = head.block_size
         self.total_blocks = head.total_blocks
+        # A bound on what it holds that does not trust its word: a block takes this much at least.
+        self.blocks_max = min(max(head.total_blocks, 0), len(payload) // _BLOCK_BYTES_MIN)
         self._events = head.events
 
     def events(self) -> Iterator[BlockStored]:
@@ -239,6 +245,27 @@ def split_stored(event: BlockStored, blocks_max: int) -> Iterator[BlockStored]:
         )
         if event.token_ids:
             parent = hashes[end - 1]
+
+
+_NAMING_BLOCKS = (BlockStored, BlockRemoved)
+
+
+def portions(events: Iterable[KvEvent], blocks_max: int) -> Iterator[list[KvEvent]]:
+    """The same events in order, in lists of about `blocks_max` blocks, long ones in pieces."""
+    portion: list[KvEvent] = []
+    blocks = 0
+    for event in events:
+        pieces: Iterable[KvEvent] = (event,)
+        if isinstance(event, BlockStored):
+            pieces = split_stored(event, blocks_max)
+        for piece in pieces:
+            portion.append(piece)
+            blocks += len(piece.block_hashes) if isinstance(piece, _NAMING_BLOCKS) else 1
+            if blocks >= blocks_max:
+                yield portion
+                portion, blocks = [], 0
+    if portion:
+        yield portion
 
 
 class ReplayMessage(msgspec.Struct, frozen=True, kw_only=True):

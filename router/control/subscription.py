@@ -32,7 +32,7 @@ from protocol.kv_events import (
     MalformedEvents,
     SnapshotReader,
     decode_sequence_number,
-    split_stored,
+    portions,
 )
 from protocol.sglang_snapshot import PlacementReader, epoch_of_topic
 from router.config import ReplicaConfig
@@ -169,8 +169,8 @@ class KvSubscription:
         self.status.lost(asyncio.get_running_loop().time())
         self._on_change(self.status)
 
-    def _forget(self) -> None:
-        self._index.clear(self.cache_id)
+    def _forget(self, expected_blocks: int = 0) -> None:
+        self._index.clear(self.cache_id, expected_blocks)
         if self._held is not None:
             self._held.clear()
         self.status.epoch = self.status.seq = None
@@ -259,15 +259,12 @@ class KvSubscription:
 
     async def _feed(self, events: Iterable[KvEvent]) -> None:
         """Into the index, so much at a time that requests do not notice."""
-        for event in events:
-            if not isinstance(event, BlockStored):
-                self._index.apply(self.cache_id, (event,))
-                continue
-            if event.token_ids:
-                self.status.block_size = event.block_size
-            for piece in split_stored(event, _BLOCKS_AT_ONCE):
-                await self._pace.pause()
-                self._index.apply(self.cache_id, (piece,))
+        for portion in portions(events, _BLOCKS_AT_ONCE):
+            await self._pace.pause()
+            self._index.apply(self.cache_id, portion)
+            last = portion[-1]
+            if isinstance(last, BlockStored) and last.token_ids:
+                self.status.block_size = last.block_size
 
     # Anew
 
@@ -300,10 +297,9 @@ class KvSubscription:
 
     async def _take_snapshot(self, reader: SnapshotReader) -> EventSequence:
         """Raises MalformedEvents; then nothing is known."""
-        self._forget()
+        self._forget(reader.blocks_max)
         try:
-            for event in reader.events():
-                await self._feed((event,))
+            await self._feed(reader.events())
         except MalformedEvents:
             self._forget()
             raise

@@ -32,6 +32,14 @@ class BlockTable:
         self._mask = 0  # buckets of this round at its start, less one
         self._split = 0  # buckets of this round that have been split
 
+    def reserve(self, entries: int) -> None:
+        """Make room for so many entries in an empty table, rather than bucket by bucket."""
+        assert not self._entries, "only an empty table can be laid out anew"
+        bits = (entries // _BUCKET_ENTRIES).bit_length()
+        self._buckets = [bytearray() for _ in range(1 << bits)]
+        self._mask = (1 << bits) - 1
+        self._split = 0
+
     def __len__(self) -> int:
         return self._entries
 

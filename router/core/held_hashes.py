@@ -38,4 +38,4 @@ class HeldHashes:
 
     def unknown(self, hashes: Set[BlockHash]) -> int:
         """How many of `hashes` no event has told of."""
-        return len(hashes.difference(*self._by_medium.values()))
+        return len(hashes - set().union(*self._by_medium.values()))

@@ -35,7 +35,7 @@ class KvIndex:
 
     def __init__(self, tree: PrefixTree, vocabulary: Vocabulary) -> None:
         self._tree = tree
-        self._detokenise = vocabulary.detokenise
+        self._vocabulary = vocabulary
         # Why blocks and events were not indexed, by reason: a bounded set.
         self.skipped: Counter[str] = Counter()
         # Groups of layers that are not full attention: their blocks bear the same hashes, and
@@ -61,9 +61,15 @@ class KvIndex:
         if removed:
             self._remove(replica, removed)
 
-    def clear(self, replica: ReplicaId) -> None:
-        """Forgets what was believed of the replica."""
+    def clear(self, replica: ReplicaId, expected_blocks: int = 0) -> None:
+        """Forgets what was believed of the replica.
+
+        Args:
+            expected_blocks: How many it will be told to hold next, about.
+        """
         self._tree.clear(replica)
+        if expected_blocks:
+            self._tree.reserve(replica, expected_blocks)
         self._other_groups.pop(replica, None)
 
     def _remove(self, replica: ReplicaId, events: Iterable[BlockRemoved]) -> None:
@@ -108,14 +114,14 @@ class KvIndex:
             count = _count_of_plain_text(event)
             if count < blocks:
                 self.skipped["not_text"] += blocks - count
-        parent, size, detokenise = event.parent_block_hash, event.block_size, self._detokenise
+        parent, size = event.parent_block_hash, event.block_size
         try:
             self._tree.store(
                 replica,
                 _namespace(event) if parent is None else (),
                 names[:count],
                 None if parent is None else _name(parent),
-                [detokenise(tokens[at : at + size]) for at in range(0, count * size, size)],
+                self._vocabulary.detokenise_blocks(tokens, size)[:count],
                 size,
                 tier,
             )

@@ -304,6 +304,10 @@ class PrefixTree:
             self._cleared.append(holder)
             self.sweep(self._sweep_chains_per_event)
 
+    def reserve(self, replica: ReplicaId, blocks: int) -> None:
+        """Make room for so many blocks of a replica that holds nothing yet, in one go."""
+        self._holder(replica).table.reserve(blocks)
+
     def forget(self, replica: ReplicaId) -> None:
         """The replica is gone. What it held is dropped as by `clear`."""
         self.clear(replica)

@@ -8,6 +8,7 @@ the router goes by text.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 
 from loadtests.stack import free_ports
 from prompt.assets import load_prompt_assets, resolve_model_path
+from prompt.vocabulary import Vocabulary
 from protocol.kv_events import (
     AllBlocksCleared,
     EventBatch,
@@ -55,6 +57,12 @@ RECORDINGS = [
 ]
 
 
+@cache
+def vocabulary() -> Vocabulary:
+    """Read once: it takes seconds."""
+    return load_prompt_assets(resolve_model_path(MODEL_PATH)).vocabulary
+
+
 class RouterProcess:
     """A router, what it knows, and what it should."""
 
@@ -63,9 +71,8 @@ class RouterProcess:
         self._process = process
         self._http = http
         self._admin_url = admin_url
-        vocabulary = load_prompt_assets(resolve_model_path(MODEL_PATH)).vocabulary
         self._tree = PrefixTree()  # of the same shape as the router's, but for predictions
-        self._index = KvIndex(self._tree, vocabulary)
+        self._index = KvIndex(self._tree, vocabulary())
 
     async def model(self) -> dict[str, Any]:
         answer = await self._http.get(f"{self._admin_url}/admin/replicas")

@@ -85,7 +85,7 @@ def test_a_reset_cache_is_forgotten_by_the_router(stack: Stack) -> None:
         reset = stack.http.post(f"{stack.replica_url(replica)}/reset_prefix_cache")
         assert reset.status_code == 200
     stack.settled()
-    assert stack.replica("r0")["cached_tokens"] == stack.replica("r1")["cached_tokens"] == 0
+    assert stack.held_tokens("r0") == stack.held_tokens("r1") == 0
     response, body = stack.chat(messages, max_tokens=1)
     assert cached_tokens(body) == int(response.headers["x-warmroute-matched-tokens"]) == 0
 
@@ -128,7 +128,7 @@ def test_a_killed_replica_is_left_and_used_again_with_an_empty_cache(tmp_path: P
         home = response.headers["x-warmroute-replica"]
         other = "r1" if home == "r0" else "r0"
         stack.settled()
-        assert stack.replica(home)["cached_tokens"] > 64
+        assert stack.held_tokens(home) > 64
         stack.processes.pop(home).kill()
 
         for _ in range(3):  # nobody has told the router
@@ -142,7 +142,7 @@ def test_a_killed_replica_is_left_and_used_again_with_an_empty_cache(tmp_path: P
         stack.start(home)
         stack.until(lambda: stack.replica(home)["state"] == "ready", "it is ready again")
         stack.until(lambda: stack.replica(home)["events"]["synced"], "it is followed again")
-        assert stack.replica(home)["cached_tokens"] == 0
+        assert stack.held_tokens(home) == 0
 
         stack.processes.pop(other).kill()
         response, body = stack.chat(messages, max_tokens=1)

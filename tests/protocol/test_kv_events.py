@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 
 from protocol.kv_events import (
     END_OF_REPLAY,
+    AllBlocksCleared,
+    BlockRemoved,
     BlockStored,
+    KvEvent,
     MalformedEvents,
     ReplayMessage,
     Snapshot,
@@ -17,6 +20,7 @@ from protocol.kv_events import (
     decode_snapshot,
     encode_sequence_number,
     encode_snapshot,
+    portions,
     split_stored,
 )
 from tests.support.kv_event_strategies import U64, stored_events
@@ -36,6 +40,12 @@ def test_a_snapshot_survives_the_wire(snapshot: Snapshot) -> None:
     assert decode_snapshot(encode_snapshot(snapshot)) == snapshot
 
 
+OTHERS = st.one_of(
+    st.lists(st.integers(0, 9), min_size=1, max_size=7).map(
+        lambda hashes: BlockRemoved(block_hashes=list(hashes))
+    ),
+    st.just(AllBlocksCleared()),
+)
 STORED = BlockStored(
     block_hashes=[U64], parent_block_hash=7, token_ids=[1, 2], block_size=2, medium="GPU"
 )
@@ -55,6 +65,22 @@ def test_a_split_event_says_the_same_in_pieces(event: BlockStored, blocks_max: i
     assert [one for piece in pieces for one in piece.token_ids] == event.token_ids
     if event.extra_keys is not None:
         assert [one for piece in pieces for one in piece.extra_keys or []] == event.extra_keys
+
+
+@given(st.lists(st.one_of(stored_events(), OTHERS), max_size=8), st.integers(1, 5))
+def test_portions_say_the_same_in_the_same_order(events: list[KvEvent], blocks_max: int) -> None:
+    some = list(portions(events, blocks_max))
+    assert all(some)
+    for portion in some:
+        assert sum(len(getattr(one, "block_hashes", "?")) for one in portion[:-1]) < blocks_max
+    pieces = [
+        piece
+        for event in events
+        for piece in (
+            split_stored(event, blocks_max) if isinstance(event, BlockStored) else (event,)
+        )
+    ]
+    assert [one for portion in some for one in portion] == pieces
 
 
 def test_a_snapshot_with_numbers_that_cannot_be_is_refused() -> None:

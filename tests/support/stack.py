@@ -170,6 +170,11 @@ class Stack:
         replicas: list[dict[str, Any]] = self.model()["replicas"]
         return next(replica for replica in replicas if replica["id"] == replica_id)
 
+    def held_tokens(self, replica_id: str) -> int:
+        """What the router knows it to hold on its device."""
+        held: int = self.replica(replica_id)["cached_tokens"]["device"]
+        return held
+
     def replica_url(self, replica_id: str) -> str:
         url: str = self.replica(replica_id)["url"]
         return url

@@ -69,6 +69,16 @@ def test_a_table_of_thousands_is_as_right_as_a_small_one(step: int) -> None:
         assert table.place(hash) == (None if hash in gone else 7 + at)
 
 
+@pytest.mark.parametrize("reserved", [1, 15, 16, 1000, 5000])
+def test_a_table_laid_out_beforehand_grows_on_when_it_is_full(reserved: int) -> None:
+    table = BlockTable()
+    table.reserve(reserved)
+    table.check()
+    table.add(range(2000), 5)
+    table.check()
+    assert [table.place(hash) for hash in range(2000)] == list(range(5, 2005))
+
+
 def test_a_table_is_freed_some_buckets_at_a_time() -> None:
     table = BlockTable()
     table.add(range(1000), 0)
