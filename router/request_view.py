@@ -154,8 +154,6 @@ def _completion_prompt(view: RequestView, assets: PromptAssets | None) -> bytes 
         return assets.spelling.spell(
             prompt, add_special_tokens=view.add_special_tokens is not False
         )
-    if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
-        if assets is None or min(prompt) < 0:
-            return None
-        return assets.vocabulary.detokenise(prompt)
+    if isinstance(prompt, list) and prompt and assets is not None:
+        return assets.token_prompts.text(prompt)
     return None

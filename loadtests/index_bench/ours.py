@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from loadtests.index_bench.data_set import DataSet
+from prompt.token_prompts import TokenPrompts
 from prompt.vocabulary import Vocabulary
 from protocol.kv_dialects import decode_batch
 from router.core.kv_index import KvIndex
@@ -18,6 +19,7 @@ class Ours:
 
     def __init__(self, data: DataSet) -> None:
         self.vocabulary = Vocabulary(data.token_bytes())
+        self.prompts = TokenPrompts(self.vocabulary)
         self.tree = PrefixTree()
         self.index = KvIndex(self.tree, self.vocabulary)
         self.names = [name_of(number) for number in range(data.facts().replicas)]
@@ -32,7 +34,9 @@ class Ours:
         assert not self.index.skipped, f"events were not indexed: {self.index.skipped}"
 
     def match_tokens(self, tokens: list[int]) -> Match:
-        return self.tree.match((), self.vocabulary.detokenise(tokens))
+        text = self.prompts.text(tokens)
+        assert text is not None, "all are token ids"
+        return self.tree.match((), text)
 
     def match_text(self, text: bytes) -> Match:
         return self.tree.match((), text)
