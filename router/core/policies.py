@@ -95,7 +95,7 @@ def _least(
 
 def _decide(query: RouteQuery, replica: Replica) -> Decision:
     """The decision for a policy that weighs no costs: what matched is still predicted."""
-    split = split_prompt(query, replica)
+    split = split_prompt(query, replica, query.match)
     return Decision(
         replica=replica.id,
         matched_tokens=split.matched,

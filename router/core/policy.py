@@ -132,12 +132,12 @@ def candidates(query: RouteQuery, view: FleetView) -> Sequence[Replica]:
     return routable
 
 
-def split_prompt(query: RouteQuery, replica: Replica) -> PromptSplit:
+def split_prompt(query: RouteQuery, replica: Replica, match: Match) -> PromptSplit:
     """How much of the prompt one replica holds, confirmed or predicted."""
     bytes_per_token = query.bytes_per_token
-    matched, end, host, disk = query.match.confirmed.get(replica.id, _NOTHING)
+    matched, end, host, disk = match.confirmed.get(replica.id, _NOTHING)
     told = matched
-    predicted_end = query.match.predicted.get(replica.id, 0)
+    predicted_end = match.predicted.get(replica.id, 0)
     if predicted_end > end:
         # Only whole blocks are kept, counted from the start of the prompt.
         size = replica.block_size

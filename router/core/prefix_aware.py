@@ -25,13 +25,22 @@ from random import Random
 
 from router.core.fleet import Replica
 from router.core.ids import ReplicaId
-from router.core.policy import CostTerms, Decision, FleetView, RouteQuery, candidates, split_prompt
+from router.core.policy import (
+    EMPTY_MATCH,
+    CostTerms,
+    Decision,
+    FleetView,
+    PromptSplit,
+    RouteQuery,
+    candidates,
+    split_prompt,
+)
 
 NEAR_TIE_TOKENS = 64
 NEAR_TIE_PROMPT_SHARE = 0.5
 # Enough to tell prompts apart, little enough to hash in a microsecond.
 RENDEZVOUS_BYTES = 1024
-_MASK = (1 << 64) - 1
+_new_tuple = tuple.__new__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,27 +65,35 @@ class PrefixAware:
     def choose(self, query: RouteQuery, view: FleetView, rng: Random) -> Decision:
         """The cheapest replica, or the one of the near-ties that the prompt's hash picks."""
         routable = candidates(query, view)
-        terms = [self._cost(query, replica) for replica in routable]
+        confirmed, predicted = query.match
+        # Most replicas of a large fleet hold nothing of a prompt.
+        nothing = split_prompt(query, routable[0], EMPTY_MATCH)
+        terms = []
+        for replica in routable:
+            held = replica.id in confirmed or replica.id in predicted
+            split = split_prompt(query, replica, query.match) if held else nothing
+            terms.append(self._cost(replica, split, query.expected_output_tokens))
         best = min(terms)
         s_per_token = routable[terms.index(best)].rates.prefill_s_per_token
         prompt_tokens = len(query.prompt) / query.bytes_per_token
         few = min(NEAR_TIE_TOKENS, NEAR_TIE_PROMPT_SHARE * prompt_tokens) * self.uncached_weight
         limit = best.cost + few * s_per_token
-        tied = [one for one in terms if one.cost <= limit]
+        tied = [one for one in terms if one[0] <= limit]
         if len(tied) > 1:
             best = _rendezvous(query.prompt, tied)
         return Decision(best.replica, best.matched_tokens, best.uncached_tokens, len(tied), terms)
 
-    def _cost(self, query: RouteQuery, replica: Replica) -> CostTerms:
+    def _cost(self, replica: Replica, split: PromptSplit, output: float) -> CostTerms:
+        matched, uncached, told, host, disk = split
         rates = replica.rates
         s_per_token = rates.prefill_s_per_token
-        output = query.expected_output_tokens
-        matched, uncached, told, host, disk = split_prompt(query, replica)
         running = replica.running + replica.other_running
         wait = (replica.pending_prefill_tokens + replica.other_prefill_tokens) * s_per_token
         computed = uncached + told * (1.0 - replica.trust)
-        loaded = host * self.host_load_weight + disk * self.disk_load_weight
-        prefill = (computed + loaded) * s_per_token + rates.overhead_s
+        loaded = computed
+        if host or disk:
+            loaded += host * self.host_load_weight + disk * self.disk_load_weight
+        prefill = loaded * s_per_token + rates.overhead_s
         # Our steps, one sequence slower than now; and those of the others, who are on average
         # half way through answers like ours.
         decode = output * (rates.decode_base_s + rates.decode_slope_s * (1.5 * running + 1.0))
@@ -87,7 +104,10 @@ class PrefixAware:
             if over > 0:
                 room += min(over, added) * s_per_token * self.eviction_weight
         cost = wait + prefill + decode + room
-        return CostTerms(cost, replica.id, matched, uncached, wait, prefill, decode, room)
+        # The same as calling CostTerms, in a third of the time.
+        return _new_tuple(
+            CostTerms, (cost, replica.id, matched, uncached, wait, prefill, decode, room)
+        )
 
 
 def _rendezvous(prompt: bytes, tied: Sequence[CostTerms]) -> CostTerms:
@@ -97,19 +117,10 @@ def _rendezvous(prompt: bytes, tied: Sequence[CostTerms]) -> CostTerms:
     """
     digest = blake2b(prompt[:RENDEZVOUS_BYTES], digest_size=8).digest()
     key = int.from_bytes(digest, "big")
-    return max(tied, key=lambda one: _mix(key ^ _replica_key(one.replica)))
+    # Of integers, Python's own hash mixes well, and alike in every process.
+    return max(tied, key=lambda one: hash((key, _replica_key(one[1]))))
 
 
 @lru_cache(maxsize=4096)
 def _replica_key(replica: ReplicaId) -> int:
     return int.from_bytes(blake2b(replica.encode(), digest_size=8).digest(), "big")
-
-
-def _mix(value: int) -> int:
-    """A 64-bit number whose every bit depends on every bit of `value`.
-
-    Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", SplitMix64.
-    """
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)

@@ -107,9 +107,9 @@ def test_a_loaded_replica_loses_once_its_wait_is_longer_than_what_its_cache_save
     fleet = fleet_of(replica("warm"), replica("cold"))
     query = RouteQuery(prompt=b"p" * 4000, match=matching(warm=800), expected_output_tokens=1)
     saved = 800 * PrefixAware().uncached_weight
-    fleet.lease("warm", round(saved) - 100, 1, now=0.0)
+    fleet.lease("warm", round(saved) - 200, 1, now=0.0)  # more than a near-tie
     assert choose(query, fleet).replica == "warm"
-    fleet.lease("warm", 400, 1, now=0.0)
+    fleet.lease("warm", 500, 1, now=0.0)
     assert choose(query, fleet).replica == "cold"
 
 
