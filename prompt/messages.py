@@ -150,6 +150,28 @@ def _tool_call(call: Any) -> Any:
     return {**outer, **_rest(call, outer)}
 
 
+def template_variables(
+    settings: Mapping[str, Any] | None, documents: Any, reasoning_effort: Any
+) -> Mapping[str, Any] | None:
+    """What a template is given beside messages and tools.
+
+    Args:
+        settings: A request's chat_template_kwargs.
+        documents, reasoning_effort: Its fields of these names; None if it has none.
+
+    Source: vLLM `entrypoints/openai/chat_completion/protocol.py` (`build_chat_params`).
+    """
+    if documents is None and reasoning_effort is None:
+        return settings
+    variables = dict(settings or {})
+    if documents is not None:
+        variables["documents"] = documents
+    if reasoning_effort is not None:
+        variables["reasoning_effort"] = reasoning_effort
+        variables.setdefault("enable_thinking", reasoning_effort != "none")
+    return variables
+
+
 def template_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Mapping[str, Any]] | None:
     """Tool definitions for a template; None when there are none."""
     return [_tool(tool) for tool in tools] if tools else None

@@ -29,6 +29,9 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    # What a model thought before it answered; some templates show it of earlier turns.
+    reasoning: str | None = None
+    reasoning_content: str | None = None
 
 
 class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +85,9 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    reasoning_effort: str | None = None
+    add_special_tokens: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
@@ -93,6 +99,7 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     """
 
     prompt: str | list[int | str | list[int]]
+    add_special_tokens: bool | None = None
     echo: bool | None = None
     suffix: str | None = None
     logprobs: int | None = None

@@ -11,6 +11,7 @@ import msgspec
 
 from prompt.assets import PromptAssets
 from prompt.errors import TemplateError
+from prompt.messages import template_variables
 from protocol.errors import BadRequest
 from router.core.ids import Namespace, namespace_of
 
@@ -120,28 +121,14 @@ def _chat_prompt(view: RequestView, assets: PromptAssets | None) -> bytes | None
             tools=view.tools,
             add_generation_prompt=view.add_generation_prompt,
             continue_final_message=view.continue_final_message,
-            variables=_template_variables(view),
+            variables=template_variables(
+                view.chat_template_kwargs, view.documents, view.reasoning_effort
+            ),
             until_media=True,
         )
     except (TemplateError, RecursionError):
         return None  # the replica will refuse it, with the reason
     return assets.spelling.spell(text, add_special_tokens=bool(view.add_special_tokens))
-
-
-def _template_variables(view: RequestView) -> Mapping[str, Any] | None:
-    """What a template is given beside messages and tools.
-
-    Source: vLLM `entrypoints/openai/chat_completion/protocol.py` (`build_chat_params`).
-    """
-    if view.documents is None and view.reasoning_effort is None:
-        return view.chat_template_kwargs
-    variables = dict(view.chat_template_kwargs or {})
-    if view.documents is not None:
-        variables["documents"] = view.documents
-    if view.reasoning_effort is not None:
-        variables["reasoning_effort"] = view.reasoning_effort
-        variables.setdefault("enable_thinking", view.reasoning_effort != "none")
-    return variables
 
 
 def _completion_prompt(view: RequestView, assets: PromptAssets | None) -> bytes | None:

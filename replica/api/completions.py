@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 
 from prompt.errors import TemplateError
+from prompt.messages import template_variables
 from protocol import sse
 from protocol.errors import BadRequest, ProtocolError, encode_error
 from protocol.openai import ChatRequest, CompletionRequest, SamplingFields, Usage, usage
@@ -47,7 +48,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
             api.config.model.max_model_len,
             "messages",
         )
-        prompt = await model.encode(text, add_special_tokens=False)
+        prompt = await model.encode(text, add_special_tokens=bool(chat.add_special_tokens))
         kind = answers.Chat(f"chatcmpl-{uuid.uuid4().hex}", api.config.model.name)
         return await _answer(request, chat, wish, prompt, kind, arrived_s, "messages")
 
@@ -74,7 +75,9 @@ async def _render(api: ApiContext, chat: ChatRequest, body_bytes: int) -> str:
             tools=chat.tools,
             add_generation_prompt=chat.add_generation_prompt,
             continue_final_message=chat.continue_final_message,
-            variables=chat.chat_template_kwargs,
+            variables=template_variables(
+                chat.chat_template_kwargs, chat.documents, chat.reasoning_effort
+            ),
         )
 
     reserved = {"messages", "tools", "add_generation_prompt", "continue_final_message"}
@@ -99,7 +102,7 @@ async def _completion_prompt(
         validation.check_text_length(
             prompt, longest_token, api.config.model.max_model_len, "prompt"
         )
-        return await model.encode(prompt, add_special_tokens=True)
+        return await model.encode(prompt, add_special_tokens=body.add_special_tokens is not False)
     validation.check_token_ids(prompt, api.vocab_size, "prompt")
     return prompt
 

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 
+from prompt.chat_template import ChatTemplate
 from tests.support.byte_model import ByteTokenizer
 from tests.support.fake_engine import ApiHarness, GatedRunner, make_config, running_api
 
@@ -133,6 +135,55 @@ async def test_template_variables_reach_the_template(api: ApiHarness) -> None:
     body = {"messages": HI, "chat_template_kwargs": {"enable_thinking": False, "variables": 1}}
     status, answer = await api.post(CHAT, body)
     assert status == 200, answer
+
+
+class BosTokenizer(ByteTokenizer):
+    """Puts a byte before a text where special tokens are wanted."""
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return super().encode("^" * add_special_tokens + text, add_special_tokens)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "usually"),
+    [(CHAT, {"messages": HI}, False), (PLAIN, {"prompt": "hi\n"}, True)],
+    ids=["chat", "completion"],
+)
+async def test_special_tokens_are_added_as_asked(
+    api: ApiHarness, path: str, body: dict[str, Any], usually: bool
+) -> None:
+    model = api.api.model
+    assert model is not None
+    api.api.model = replace(model, tokenizer=BosTokenizer())
+    counts = {}
+    for asked in (None, True, False):
+        status, answer = await api.post(path, {**body, "add_special_tokens": asked})
+        assert status == 200, answer
+        counts[asked] = answer["usage"]["prompt_tokens"]
+    api.api.model = model
+    assert counts[True] == counts[False] + 1
+    assert counts[None] == counts[usually]
+
+
+async def test_documents_effort_and_reasoning_reach_the_template(api: ApiHarness) -> None:
+    model = api.api.model
+    assert model is not None
+    template = ChatTemplate(
+        "{% for message in messages %}{{ message.reasoning or '-' }}:{{ message.content }};"
+        "{% endfor %}{{ documents[0].text }};{{ reasoning_effort }};{{ enable_thinking }}{{ '\n' }}"
+    )
+    api.api.model = replace(model, chat_template=template)
+    said = {"role": "assistant", "content": "yes", "reasoning": "hm"}
+    body = {
+        "messages": [*HI, said, *HI],
+        "documents": [{"text": "a page"}],
+        "reasoning_effort": "low",
+    }
+    status, answer = await api.post(CHAT, body)
+    api.api.model = model
+    assert status == 200, answer
+    text = answer["choices"][0]["message"]["content"]
+    assert text.endswith("hm:yes;-:hi;a page;low;True"), text
 
 
 @pytest.mark.parametrize(
