@@ -8,6 +8,7 @@ Source: GPT-2 `encoder.py` (`bytes_to_unicode`); SentencePiece byte fallback.
 """
 
 import re
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Literal
@@ -67,6 +68,31 @@ class Vocabulary:
         except IndexError:
             size = len(table)
             return [table[t] if t < size else b"" for t in token_ids]
+
+
+class IdVocabulary(Vocabulary):
+    """Where no tokenizer is known, a token stands for its own id: four bytes.
+
+    Then prompts given as token ids can be matched, and nothing else can.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(())
+
+    def detokenise(self, token_ids: Iterable[int]) -> bytes:
+        return _ids(token_ids).tobytes()
+
+    def detokenise_blocks(self, token_ids: Sequence[int], block_size: int) -> list[bytes]:
+        ids, width = _ids(token_ids), block_size
+        return [ids[at : at + width].tobytes() for at in range(0, len(ids), width)]
+
+
+def _ids(token_ids: Iterable[int]) -> "array[int]":
+    token_ids = list(token_ids)
+    try:
+        return array("I", token_ids)
+    except OverflowError:  # no engine has such tokens
+        return array("I", [min(token_id, 2**32 - 1) for token_id in token_ids])
 
 
 def spell_token(text: str, kind: VocabularyKind) -> str:

@@ -12,6 +12,8 @@ import msgspec
 from prompt.assets import PromptAssets
 from prompt.errors import TemplateError
 from prompt.messages import template_variables
+from prompt.token_prompts import TokenPrompts
+from prompt.vocabulary import IdVocabulary
 from protocol.errors import BadRequest
 from router.core.ids import Namespace, namespace_of
 
@@ -52,6 +54,8 @@ class RequestView(msgspec.Struct, kw_only=True):
 
 
 _decoder = msgspec.json.Decoder(RequestView)
+# Without a tokenizer a token is its id, to the index too; there is nothing worth remembering.
+_IDS = TokenPrompts(IdVocabulary(), memory_bytes=0)
 # msgspec raises Python's own errors for text that is not UTF-8 and for nesting without end.
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -114,7 +118,8 @@ def _chat_prompt(view: RequestView, assets: PromptAssets | None) -> bytes | None
     if view.chat_template is not None:
         return None  # a client's own template is not for us to run
     if assets is None or assets.chat_template is None:
-        return msgspec.json.encode(view.messages)
+        tools = msgspec.json.encode(view.tools) if view.tools else b""
+        return tools + msgspec.json.encode(view.messages)
     try:
         text = assets.chat_template.render(
             view.messages,
@@ -141,6 +146,6 @@ def _completion_prompt(view: RequestView, assets: PromptAssets | None) -> bytes 
         return assets.spelling.spell(
             prompt, add_special_tokens=view.add_special_tokens is not False
         )
-    if isinstance(prompt, list) and prompt and assets is not None:
-        return assets.token_prompts.text(prompt)
+    if isinstance(prompt, list) and prompt:
+        return (_IDS if assets is None else assets.token_prompts).text(prompt)
     return None

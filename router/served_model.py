@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from random import Random
 
 from prompt.assets import PromptAssets
-from prompt.vocabulary import Vocabulary
+from prompt.vocabulary import IdVocabulary
 from protocol.load_report import LoadReport
 from router.answer_learning import AnswerLearning
 from router.config import ModelConfig, PredictionConfig
@@ -71,7 +71,7 @@ class ServedModel:
         self.config = config
         self.assets = assets
         self.tree = PrefixTree()
-        self.index = KvIndex(self.tree, assets.vocabulary if assets else Vocabulary([]))
+        self.index = KvIndex(self.tree, assets.vocabulary if assets else IdVocabulary())
         self.cost = CostModel()
         self.fleet = Fleet()
         self.load_reports: dict[ReplicaId, LoadReport] = {}

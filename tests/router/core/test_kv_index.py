@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from prompt.assets import load_prompt_assets, resolve_model_path
+from prompt.vocabulary import IdVocabulary
 from protocol.kv_dialects import decode_batch
 from protocol.kv_events import (
     AllBlocksCleared,
@@ -220,6 +221,16 @@ def test_a_cleared_cache_holds_nothing_and_others_keep_theirs() -> None:
     indexed.index.apply("b", [chain()])
     indexed.index.apply("a", [AllBlocksCleared()])
     assert (indexed.matched(), indexed.matched(replica="b")) == (0, 12)
+
+
+def test_without_a_tokenizer_only_token_ids_are_matched() -> None:
+    tree, ids = PrefixTree(), IdVocabulary()
+    KvIndex(tree, ids).apply("a", [chain(), stored(4, b" how", parent=3)])
+    odd = BlockStored(block_hashes=[9], parent_block_hash=4, token_ids=[2**40], block_size=1)
+    KvIndex(tree, ids).apply("a", [odd])
+    assert tree.match((), ids.detokenise(PROMPT)).confirmed["a"].tokens == 16
+    assert tree.match((), ids.detokenise(PROMPT[:13])).confirmed["a"].tokens == 12
+    assert tree.match((), PROMPT).confirmed == {}
 
 
 # Batches that the engine had sent when it took each recorded request up (12: `reset_prefix_cache`,
