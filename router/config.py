@@ -126,8 +126,8 @@ class ModelConfig(_Section, frozen=True, kw_only=True):
     aliases: Other names for it. One that ends in * matches every name that starts so; the longest
         match wins.
     tokenizer: Directory or GGUF file with the model's chat template and vocabulary, or
-        `package:NAME/FILE`. Absent: requests are matched by their text without a
-        template, which KV events know nothing of; those given as token ids by these.
+        `package:NAME/FILE`. Absent: requests are matched by their text without a template, of which
+        KV events know nothing; prompts given as token ids by these.
     max_prefix_tree_bytes: Memory for what its replicas hold, about. Beyond it what was used longest
         ago is forgotten; 130 bytes a block of 16 tokens are usual.
     """
