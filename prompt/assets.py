@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from prompt.gguf_vocabulary import (
 )
 from prompt.model_files import GgufFile, open_model_files, read_json
 from prompt.spelling import Spelling
-from prompt.token_prompts import TokenPrompts
 from prompt.vocabulary import Vocabulary, kind_of
 
 _PACKAGE_PREFIX = "package:"
@@ -38,17 +37,12 @@ class PromptAssets:
     Attributes:
         chat_template: None when the model's files have none.
         vocabulary: Token ids to bytes.
-        token_prompts: The same for prompts given as token ids.
         spelling: Text to the bytes of its tokens.
     """
 
     chat_template: ChatTemplate | None
     vocabulary: Vocabulary
     spelling: Spelling
-    token_prompts: TokenPrompts = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "token_prompts", TokenPrompts(self.vocabulary))
 
 
 def resolve_model_path(reference: str) -> Path:

@@ -50,7 +50,8 @@ class Vocabulary:
 
     def detokenise(self, token_ids: Iterable[int]) -> bytes:
         """The bytes of `token_ids`, one after the other. Ids beyond the vocabulary have none."""
-        return b"".join(self._pieces(tuple(token_ids)))
+        ids = token_ids if isinstance(token_ids, list) else tuple(token_ids)
+        return b"".join(self._pieces(ids))
 
     def detokenise_blocks(self, token_ids: Sequence[int], block_size: int) -> list[bytes]:
         """The bytes of each block of `block_size` tokens."""

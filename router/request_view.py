@@ -4,6 +4,7 @@ The body itself is forwarded untouched. Whether its values make sense is for the
 what cannot be read here only means that the request is routed by load alone.
 """
 
+from array import array
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,6 @@ import msgspec
 from prompt.assets import PromptAssets
 from prompt.errors import TemplateError
 from prompt.messages import template_variables
-from prompt.token_prompts import TokenPrompts
 from prompt.vocabulary import IdVocabulary
 from protocol.errors import BadRequest
 from router.core.ids import Namespace, namespace_of
@@ -54,8 +54,8 @@ class RequestView(msgspec.Struct, kw_only=True):
 
 
 _decoder = msgspec.json.Decoder(RequestView)
-# Without a tokenizer a token is its id, to the index too; there is nothing worth remembering.
-_IDS = TokenPrompts(IdVocabulary(), memory_bytes=0)
+# Without a tokenizer a token is its id, to the index too.
+_IDS = IdVocabulary()
 # msgspec raises Python's own errors for text that is not UTF-8 and for nesting without end.
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -146,6 +146,19 @@ def _completion_prompt(view: RequestView, assets: PromptAssets | None) -> bytes 
         return assets.spelling.spell(
             prompt, add_special_tokens=view.add_special_tokens is not False
         )
-    if isinstance(prompt, list) and prompt:
-        return (_IDS if assets is None else assets.token_prompts).text(prompt)
+    if isinstance(prompt, list) and prompt and _are_token_ids(prompt):
+        return (_IDS if assets is None else assets.vocabulary).detokenise(prompt)
     return None
+
+
+def _are_token_ids(prompt: list[Any]) -> bool:
+    """Whether all are whole numbers that a token could have.
+
+    (True and False pass for 1 and 0: to look at each type takes longer than all the rest, and an
+    engine will refuse them.)
+    """
+    try:
+        array("I", prompt)
+    except (TypeError, OverflowError):
+        return False
+    return True

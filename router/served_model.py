@@ -44,8 +44,8 @@ _STATE_EVENTS = {
 
 # Replicas in these states are live: what they hold could be used.
 _LIVE = (State.READY, State.SUSPECT)
-# Per call of `expire`, ten a second: each takes some ten microseconds.
-_SWEEP_CHAINS = 100
+# Per call of `expire`, ten a second: each takes some ten microseconds, up to a hundred.
+SWEEP_CHAINS = 32
 
 
 class ServedModel:
@@ -189,7 +189,7 @@ class ServedModel:
         self._event_caches.refresh(now)
         for replica in self._believed:
             self._show_believed(replica)
-        self.tree.sweep(_SWEEP_CHAINS)
+        self.tree.sweep(SWEEP_CHAINS)
         live = [replica.id for replica in self.fleet.replicas if replica.state in _LIVE]
         self.tree.keep_within(
             self.config.max_prefix_tree_bytes, set(self._event_caches.cache_ids(live))

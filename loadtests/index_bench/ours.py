@@ -4,14 +4,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from loadtests.index_bench.data_set import DataSet
-from prompt.token_prompts import TokenPrompts
 from prompt.vocabulary import Vocabulary
 from protocol.kv_dialects import decode_batch
 from router.core.kv_index import KvIndex
 from router.core.prefix_tree import Match, PrefixTree
-
-# Chains, as router/served_model.py sweeps ten times a second.
-SWEEP_AT_ONCE = 100
+from router.served_model import SWEEP_CHAINS
 
 
 class Ours:
@@ -19,7 +16,6 @@ class Ours:
 
     def __init__(self, data: DataSet) -> None:
         self.vocabulary = Vocabulary(data.token_bytes())
-        self.prompts = TokenPrompts(self.vocabulary)
         self.tree = PrefixTree()
         self.index = KvIndex(self.tree, self.vocabulary)
         self.names = [name_of(number) for number in range(data.facts().replicas)]
@@ -34,9 +30,7 @@ class Ours:
         assert not self.index.skipped, f"events were not indexed: {self.index.skipped}"
 
     def match_tokens(self, tokens: list[int]) -> Match:
-        text = self.prompts.text(tokens)
-        assert text is not None, "all are token ids"
-        return self.tree.match((), text)
+        return self.tree.match((), self.vocabulary.detokenise(tokens))
 
     def match_text(self, text: bytes) -> Match:
         return self.tree.match((), text)
@@ -47,7 +41,7 @@ class Ours:
     def forget(self, replica: int) -> Iterator[None]:
         self.tree.clear(self.names[replica])
         yield
-        while self.tree.sweep(SWEEP_AT_ONCE):
+        while self.tree.sweep(SWEEP_CHAINS):
             yield
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from prompt.assets import load_prompt_assets, resolve_model_path
 from prompt.errors import ModelFileError
-from prompt.vocabulary import Vocabulary
+from prompt.vocabulary import IdVocabulary, Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +96,12 @@ def test_a_tokenizer_that_is_not_understood_says_so(
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ModelFileError, match=says):
         load_prompt_assets(tmp_path)
+
+
+@given(st.lists(st.integers(0, 110), max_size=40), st.integers(1, 9))
+def test_blocks_are_spelled_one_by_one(ids: list[int], block_size: int) -> None:
+    blocks = [ids[at : at + block_size] for at in range(0, len(ids), block_size)]
+    for vocabulary in (Vocabulary([b"%d," % number for number in range(100)]), IdVocabulary()):
+        texts = vocabulary.detokenise_blocks(ids, block_size)
+        assert texts == [vocabulary.detokenise(block) for block in blocks]
+        assert b"".join(texts) == vocabulary.detokenise(ids)

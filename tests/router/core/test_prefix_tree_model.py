@@ -17,7 +17,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from router.core.chains import Prediction, Tier
+from router.core.chains import GHOST, Copies, Prediction, Tier
 from router.core.ids import Namespace
 from router.core.prefix_tree import PrefixTree, UnknownParent
 from tests.support.tree_model import TreeModel
@@ -35,6 +35,11 @@ def name_of(namespace: Namespace, parent: int | None, text: bytes, size: int) ->
     """What an engine would call the block: the same chain has the same name."""
     said = repr((namespace if parent is None else (), parent, text, size)).encode()
     return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "big")
+
+
+def copies_of(tree: PrefixTree, replica: str, hash: int) -> Copies:
+    place = tree._holder(replica).find(hash)
+    return GHOST if place is None else place[0].copies(place[1])
 
 
 class TreeAgainstFacts(RuleBasedStateMachine):
@@ -142,8 +147,7 @@ class TreeAgainstFacts(RuleBasedStateMachine):
         self.tree.keep_within(int(before * share), live, samples=1)
         for replica, facts in self.model.facts.items():
             for hash, fact in facts.items():
-                place = self.tree._holder(replica).find(hash)
-                copies = [0, 0, 0] if place is None else [*place[0].copies(place[1])]
+                copies = [*copies_of(self.tree, replica, hash)]
                 if copies != fact.copies:
                     assert copies == [0, 0, 0]
                     assert self.tree.forgotten_blocks > forgotten
@@ -181,6 +185,24 @@ class TreeAgainstFacts(RuleBasedStateMachine):
     @rule(prediction=predictions)
     def a_prediction_is_live_until_dropped(self, prediction: tuple[Prediction, int]) -> None:
         assert prediction[0].live == (prediction[1] in self.model.beliefs)
+
+    @rule(replica=REPLICAS)
+    def a_snapshot_tells_the_same_as_all_that_happened(self, replica: str) -> None:
+        """What is held now, parents first, in a tree of its own."""
+        fresh = PrefixTree()
+        facts = self.model.facts.get(replica, {})
+        for hash, fact in facts.items():
+            if fact.parent is not None and not any(copies_of(fresh, replica, fact.parent)):
+                continue  # behind a hole: nothing can be matched there
+            start = 0 if fact.parent is None else len(facts[fact.parent].text)
+            block = ([hash], fact.parent, [fact.text[start:]], fact.size)
+            for tier in Tier:
+                for _ in range(fact.copies[tier]):
+                    fresh.store(replica, fact.namespace, *block, tier)
+        for namespace, text in self.recent:
+            for prompt in (text, text + b"x"):
+                told = fresh.match(namespace, prompt).confirmed.get(replica)
+                assert told == self.tree.match(namespace, prompt).confirmed.get(replica)
 
     @rule(namespace=NAMESPACES, prompt=PROMPTS)
     def match(self, namespace: Namespace, prompt: bytes) -> None:
