@@ -225,9 +225,12 @@ def _reroot(chain: Chain, index: int) -> None:
         before = chain.rooted
         device, host, disk = (_rooted(chain, tier, index) for tier in Tier)
         after = chain.rooted = (device, host, disk)
-        if after == before:
+        if after != before:
+            low = min(min(pair) for pair in zip(before, after, strict=True) if pair[0] != pair[1])
+        elif index == 0 and disk and not device:
+            low = 0  # as far as before, but how much of the way is on which tier may have changed
+        else:
             continue
-        low = min(min(pair) for pair in zip(before, after, strict=True) if pair[0] != pair[1])
         _refresh(chain, low)
         for at, children in (chain.children or {}).items():
             if at >= low:

@@ -35,6 +35,7 @@ class TreeModel:
         self.facts: dict[ReplicaId, dict[int, Fact]] = {}
         self.beliefs: dict[int, Belief] = {}
         self._next_belief = 0
+        self._known: dict[ReplicaId, tuple[list[tuple[int, ...]], dict[int, list[int]]]] = {}
 
     def holds(self, replica: ReplicaId, hash: int) -> bool:
         fact = self.facts.get(replica, {}).get(hash)
@@ -108,15 +109,17 @@ class TreeModel:
         best: dict[ReplicaId, Confirmed] = {}
         for replica, facts in self.facts.items():
             found = []
+            rooted = self._rooted_tokens(replica)
             for hash, fact in facts.items():
                 matches = (
                     fact.namespace == namespace
                     and len(fact.text) < len(prompt)
                     and prompt.startswith(fact.text)
                 )
-                if matches and self._rooted_tokens(replica, hash, Tier.DISK) == fact.tokens:
-                    device = self._rooted_tokens(replica, hash, Tier.DEVICE)
-                    host = self._rooted_tokens(replica, hash, Tier.HOST)
+                if not matches:
+                    continue
+                device, host, disk = rooted[hash]
+                if disk == fact.tokens:
                     key = (len(fact.text), fact.tokens, device, host)
                     one = Confirmed(fact.tokens, len(fact.text), host - device, fact.tokens - host)
                     found.append((key, one))
@@ -160,17 +163,25 @@ class TreeModel:
         nodes = sum(1 for one in prefixes if branches.get(one, 0) != 1 or one in ends)
         return nodes + len({name for name, _ in needed}), len(prefixes)
 
-    def _rooted_tokens(self, replica: ReplicaId, hash: int, tier: Tier) -> int:
-        """Tokens of the unbroken chain towards a block that are on `tier` or faster."""
+    def _rooted_tokens(self, replica: ReplicaId) -> dict[int, list[int]]:
+        """For each block and tier: tokens of the unbroken chain towards it on that tier or faster.
+
+        Parents come before their children, so one pass tells all. What was asked last is kept.
+        """
         facts = self.facts[replica]
-        way: list[Fact] = []
-        above: int | None = hash
-        while above is not None:
-            way.append(facts[above])
-            above = facts[above].parent
-        tokens = 0
-        for fact in reversed(way):
-            if not any(fact.copies[: tier + 1]):
-                break
-            tokens = fact.tokens
-        return tokens
+        state = [(hash, *fact.copies) for hash, fact in facts.items()]
+        if replica in self._known and self._known[replica][0] == state:
+            return self._known[replica][1]
+        rooted: dict[int, list[int]] = {}
+        for hash, fact in facts.items():
+            above, before = [0, 0, 0], 0
+            if fact.parent is not None:
+                above, before = rooted[fact.parent], facts[fact.parent].tokens
+            rooted[hash] = [
+                fact.tokens
+                if above[tier] == before and any(fact.copies[: tier + 1])
+                else above[tier]
+                for tier in Tier
+            ]
+        self._known[replica] = (state, rooted)
+        return rooted

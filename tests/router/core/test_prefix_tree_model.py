@@ -232,7 +232,7 @@ class TreeAgainstFacts(RuleBasedStateMachine):
 
 TestTreeAgainstFacts = TreeAgainstFacts.TestCase
 TestTreeAgainstFacts.settings = settings(
-    max_examples=120,
+    max_examples=200,
     stateful_step_count=40,
     derandomize=True,
     deadline=None,
