@@ -133,15 +133,10 @@ def _enter(chain: Chain, first: int, node: Node) -> None:
     """Tell the nodes from `node` upwards of the blocks from `first` on."""
     chain.node = node
     ends = chain.ends
-    top = ends[first]
-    while True:
-        index = bisect_right(ends, node.start, first)
-        if index < len(ends) and ends[index] <= node.end:
-            node.put(chain)
-        if node.start < top:
-            return
-        assert node.parent is not None, "a root starts before everything"
-        node = node.parent
+    for one in node.up_to(ends[first]):
+        index = bisect_right(ends, one.start, first)
+        if index < len(ends) and ends[index] <= one.end:
+            one.put(chain)
 
 
 def add_copy(chain: Chain, index: int, tier: Tier) -> None:
@@ -192,7 +187,7 @@ def _goes(chain: Chain, index: int, tier: Tier) -> bool:
     return (
         tier is Tier.DEVICE
         and (chain.odd is None or index not in chain.odd)
-        and (chain.children is None or index not in chain.children)
+        and not chain.has_child(index)
     )
 
 
@@ -253,14 +248,9 @@ def _refresh(chain: Chain, low: int) -> None:
     """The blocks from `low` on are rooted otherwise than before."""
     if low >= len(chain):
         return
-    top, node, holder = chain.ends[low], chain.node, chain.holder
-    while True:
-        if holder in node.chains:
-            node.refresh(holder)
-        if node.start < top:
-            return
-        assert node.parent is not None, "a root starts before everything"
-        node = node.parent
+    for node in chain.node.up_to(chain.ends[low]):
+        if chain.holder in node.chains:
+            node.refresh(chain.holder)
 
 
 def pop(chain: Chain, keep: int, touched: dict[Node, None]) -> None:
@@ -296,19 +286,14 @@ def cut(chain: Chain, keep: int, touched: dict[Node, None]) -> None:
     del hashes[keep:], ends[keep:]
     device, host, disk = chain.rooted
     chain.rooted = (min(device, keep), min(host, keep), min(disk, keep))
-    node = chain.node
-    while True:
+    for node in chain.node.up_to(top):
         touched[node] = None
+        chain.node = node
         if keep and node.start < ends[-1]:
             node.refresh(holder)
             break
-        if node.chains.get(holder):
+        if holder in node.chains:
             node.take(chain)
-        if node.start < top:
-            break
-        assert node.parent is not None, "a root starts before everything"
-        node = node.parent
-    chain.node = node
     if not keep:
         _leave(chain)
 

@@ -168,10 +168,7 @@ class Chain:
 
     def node_of(self, index: int) -> Node:
         """The radix node in whose edge a block's text ends."""
-        node, end = self.node, self.ends[index]
-        while node.start >= end:
-            assert node.parent is not None, "a root starts before everything"
-            node = node.parent
+        *_, node = self.node.up_to(self.ends[index])
         return node
 
     def last_before(self, position: int) -> Confirmed | None:

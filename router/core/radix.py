@@ -16,7 +16,7 @@ predictions and the chains that go on need no new address.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from router.core.chains import Chain, Confirmed, Holder
 from router.core.ids import Namespace
@@ -55,6 +55,15 @@ class Node:
     def start(self) -> int:
         return self.end - len(self.edge)
 
+    def up_to(self, position: int) -> Iterator[Node]:
+        """This node and those above it, up to the one that a block ending at `position` ends in."""
+        node = self
+        yield node
+        while node.start >= position:
+            assert node.parent is not None, "a root starts before everything"
+            node = node.parent
+            yield node
+
     def put(self, chain: Chain) -> None:
         """Blocks of `chain` end here, perhaps more than before."""
         holder = chain.holder
@@ -77,12 +86,7 @@ class Node:
 
     def refresh(self, holder: Holder) -> None:
         """See anew which of the replica's rooted blocks is the last here."""
-        best = None
-        start, end = self.start, self.end
-        for chain in self.chains.get(holder, ()):
-            last = chain.last_before(end)
-            if last is not None and last.end > start and (best is None or _further(last, best)):
-                best = last
+        best = self.last_before(holder, self.end)
         if best is not None:
             self.last[holder] = best
         elif holder in self.last:
@@ -92,7 +96,7 @@ class Node:
         """The replica's rooted blocks that end here, at or before `position`."""
         best = None
         start = self.start
-        for chain in self.chains[holder]:
+        for chain in self.chains.get(holder, ()):
             last = chain.last_before(position)
             if last is not None and last.end > start and (best is None or _further(last, best)):
                 best = last
