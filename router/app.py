@@ -36,6 +36,7 @@ from router.core.states import StateEvent
 from router.dataplane.pool import ReplicaPool
 from router.handler import RouterHandler
 from router.metrics import RouterMetrics
+from router.request_log import RequestLog
 from router.served_model import ServedModel
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ async def serve(config: RouterConfig) -> int:
     for model in config.models:
         models[model.name] = await _served_model(model, config, metrics)
     loop = asyncio.get_running_loop()
-    handler = RouterHandler(config, models, metrics, loop.time())
+    request_log = RequestLog(sys.stderr) if config.log_requests else None
+    handler = RouterHandler(config, models, metrics, request_log, loop.time())
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -95,6 +97,8 @@ async def serve(config: RouterConfig) -> int:
             control.cancel()
             timeouts.cancel()
     finally:
+        if request_log is not None:
+            request_log.flush()
         await admin.cleanup()
     return 0
 

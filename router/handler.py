@@ -4,7 +4,6 @@ Also the canonical log line: one per request, when it is over.
 """
 
 import itertools
-import logging
 import re
 import secrets
 import time
@@ -31,6 +30,7 @@ from router.dataplane.http1 import OwnAnswer, Request
 from router.dataplane.server import Server
 from router.metrics import RouterMetrics
 from router.model_names import ModelNames
+from router.request_log import RequestLog
 from router.request_view import (
     CHAT_PATHS,
     COMPLETION_PATHS,
@@ -40,8 +40,6 @@ from router.request_view import (
     with_model,
 )
 from router.served_model import ReplicaAssignment, ServedModel
-
-log = logging.getLogger("router.requests")
 
 _OWN_PATHS = frozenset({b"/health", b"/ready", b"/v1/models"})
 _PROMPT_PATHS = CHAT_PATHS | COMPLETION_PATHS
@@ -58,8 +56,13 @@ class RouterHandler:
         config: RouterConfig,
         models: Mapping[str, ServedModel],
         metrics: RouterMetrics,
+        log: RequestLog | None,
         now: float,
     ) -> None:
+        """
+        Args:
+            log: Where each request leaves its line; None: nowhere.
+        """
         self.limits = config.limits
         self.timeouts = config.timeouts
         self.draining = False
@@ -71,7 +74,7 @@ class RouterHandler:
         )
         self.max_attempts = config.retry.max_attempts
         self.server = Server(self, config.limits.max_connections)
-        self._log_requests = config.log_requests
+        self.log = log
         self._names = ModelNames(config.models)
         self._created = int(time.time())
         self._id_prefix = secrets.token_hex(6)
@@ -109,12 +112,11 @@ class RouterHandler:
 
     def refused(self, request: Request, error: ProtocolError) -> None:
         self.metrics.requests[_NO_MODEL, _NO_MODEL, str(error.status)].inc()
-        if self._log_requests:
-            log.info(
-                "request_id=%s target=%s status=%d error=%s",
-                _text(request.request_id), _text(request.target), error.status,
-                _quoted(error.message),
-            )  # fmt: skip
+        if self.log is not None:
+            self.log.add(
+                f"request_id={_text(request.request_id)} target={_text(request.target)}"
+                f" status={error.status} error={_quoted(error.message)}"
+            )
 
     # For routed requests
 
@@ -127,19 +129,20 @@ class RouterHandler:
         if exchange.first_byte_at is not None:
             first_byte_s = exchange.first_byte_at - request.started_at
             self.metrics.first_byte_seconds[(model,)].observe(first_byte_s)
-        if not self._log_requests:
+        if self.log is None:
             return
         usage = exchange.usage
-        log.info(
-            "request_id=%s target=%s model=%s replica=%s status=%d attempts=%d ttfb_s=%s "
-            "total_s=%.4f prompt_tokens=%s matched_tokens=%d cached_tokens=%s "
-            "completion_tokens=%s%s",
-            _text(request.request_id), _text(request.target), model, replica, exchange.status,
-            exchange.attempts, "-" if first_byte_s is None else f"{first_byte_s:.4f}",
-            now - request.started_at, _or_dash(usage.prompt_tokens), exchange.matched_tokens,
-            _or_dash(usage.cached_tokens), _or_dash(usage.completion_tokens),
-            f" error={_quoted(exchange.failure)}" if exchange.failure else "",
-        )  # fmt: skip
+        ttfb_s = "-" if first_byte_s is None else f"{first_byte_s:.4f}"
+        error = f" error={_quoted(exchange.failure)}" if exchange.failure else ""
+        self.log.add(
+            f"request_id={_text(request.request_id)} target={_text(request.target)} model={model}"
+            f" replica={replica} status={exchange.status} attempts={exchange.attempts}"
+            f" ttfb_s={ttfb_s} total_s={now - request.started_at:.4f}"
+            f" prompt_tokens={_or_dash(usage.prompt_tokens)}"
+            f" matched_tokens={exchange.matched_tokens}"
+            f" cached_tokens={_or_dash(usage.cached_tokens)}"
+            f" completion_tokens={_or_dash(usage.completion_tokens)}{error}"
+        )
 
     # inside
 

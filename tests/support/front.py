@@ -1,6 +1,7 @@
 """A whole router but its control tasks, in the test process, before scripted replicas."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
@@ -14,6 +15,7 @@ from router.core.states import StateEvent
 from router.dataplane.pool import ReplicaPool
 from router.handler import RouterHandler
 from router.metrics import RouterMetrics
+from router.request_log import RequestLog
 from router.served_model import ServedModel
 from tests.support.data_plane import TIMEOUT_S, Call, ScriptedReplica
 
@@ -38,12 +40,14 @@ class Front:
         metrics: RouterMetrics,
         http: httpx.AsyncClient,
         port: int,
+        log_file: io.StringIO,
     ) -> None:
         self.handler = handler
         self.models = models
         self.metrics = metrics
         self.http = http
         self.port = port
+        self._log_file = log_file
 
     async def chat(self, **fields: Any) -> httpx.Response:
         body = {"messages": [{"role": "user", "content": "hi"}], **fields}
@@ -51,6 +55,13 @@ class Front:
 
     def count(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    def log_lines(self) -> list[str]:
+        """The requests' lines so far, without time stamps."""
+        if self.handler.log is not None:
+            self.handler.log.flush()
+        lines = self._log_file.getvalue().splitlines()
+        return [line.partition(" INFO router.requests: ")[2] for line in lines]
 
     async def until_idle(self) -> None:
         """Until no request is in flight: a client has its answer before the router's books do."""
@@ -91,13 +102,15 @@ async def front(
         models[one.name] = ServedModel(one, None, by_id, settings.prediction, metrics, Random(0))
         for replica_id in by_id if ready else ():
             models[one.name].apply(replica_id, StateEvent.PROBE_OK, loop.time())
-    handler = RouterHandler(settings, models, metrics, loop.time())
+    log_file = io.StringIO()
+    log = RequestLog(log_file) if settings.log_requests else None
+    handler = RouterHandler(settings, models, metrics, log, loop.time())
     port = await handler.server.listen("127.0.0.1", 0)
     watcher = loop.create_task(handler.server.watch_timeouts())
     try:
         url = f"http://127.0.0.1:{port}"
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
-            yield Front(handler, models, metrics, http, port)
+            yield Front(handler, models, metrics, http, port, log_file)
     finally:
         watcher.cancel()
         assert await handler.server.drain(TIMEOUT_S)
