@@ -121,6 +121,7 @@ class ServedModel:
             NoReplica: none may take it.
         """
         text = prompt or b""
+        self.fleet.settle(now)
         output_tokens = self.cost.expected_output_tokens(output_tokens_max)
         match = self._event_caches.by_replica(self.tree.match(namespace, text))
         decision = self._policy.choose(
@@ -136,6 +137,10 @@ class ServedModel:
         )
         self.last_decision = decision
         lease = self.fleet.lease(decision.replica, decision.uncached_tokens, output_tokens, now)
+        if not streaming:
+            rates = lease.replica.rates
+            prefill_s = rates.overhead_s + lease.tokens_ahead * rates.prefill_s_per_token
+            self.fleet.assume_first_byte(lease, now + prefill_s)
         routed = None
         if text:
             routed = self._predictions.routed(decision.replica, namespace, text, now)
@@ -185,6 +190,7 @@ class ServedModel:
     def expire(self, now: float) -> None:
         """Drops predictions whose time is over, sweeps cleared caches, keeps the tree in bounds;
         ten times a second."""
+        self.fleet.settle(now)
         self._predictions.expire(now)
         self._event_caches.refresh(now)
         for replica in self._believed:
@@ -201,12 +207,16 @@ class ServedModel:
             self._predictions.computed(assignment.routed, now)
 
     def ended(
-        self, assignment: "ReplicaAssignment", outcome: str, status: int, usage: AnswerUsage
+        self,
+        assignment: "ReplicaAssignment",
+        outcome: str,
+        status: int,
+        usage: AnswerUsage,
+        now: float,
     ) -> None:
         """An attempt is over: learn from it."""
         replica = assignment.replica_id
         self._metrics.attempts[self.name, replica, outcome].inc()
-        now = asyncio.get_running_loop().time()
         state_event = _STATE_EVENTS.get(outcome)
         if state_event is not None:
             self.apply(replica, state_event, now)
@@ -285,16 +295,6 @@ class ReplicaAssignment:
         self.answering = False
         self._model = model
         self._streaming = streaming
-        self._prefill_timer: asyncio.TimerHandle | None = None
-        if not streaming:
-            # An answer that comes whole does not show when its prompt was done: we assume what
-            # the learned rates say, so that its prefill does not count as load until the end.
-            rates = lease.replica.rates
-            loop = asyncio.get_running_loop()
-            self._prefill_timer = loop.call_later(
-                rates.overhead_s + lease.tokens_ahead * rates.prefill_s_per_token,
-                lambda: lease.first_byte(loop.time()),
-            )
 
     def first_byte(self, now: float) -> None:
         self.answering = True
@@ -303,7 +303,5 @@ class ReplicaAssignment:
             self._model.prefilled(self, now)
 
     def release(self, outcome: str, status: int, usage: AnswerUsage, now: float) -> None:
-        if self._prefill_timer is not None:
-            self._prefill_timer.cancel()
         self.lease.release(now)
-        self._model.ended(self, outcome, status, usage)
+        self._model.ended(self, outcome, status, usage, now)

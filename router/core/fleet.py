@@ -7,6 +7,7 @@ last byte is relayed: a streamed answer is load for as long as it streams.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from router.core.cost import Rates
 from router.core.ids import ReplicaId
@@ -117,6 +118,8 @@ class Fleet:
     def __init__(self) -> None:
         self._replicas: dict[ReplicaId, Replica] = {}
         self._leases: set[Lease] = set()
+        # By when a prompt is taken to be computed; the turn it was leased in tells equals apart.
+        self._assumed: list[tuple[float, int, Lease]] = []
         self.ready: list[Replica] = []
         self.suspect: list[Replica] = []
         self.turn = 0
@@ -182,6 +185,19 @@ class Fleet:
         self._leases.add(lease)
         self.turn += 1
         return lease
+
+    def assume_first_byte(self, lease: Lease, at: float) -> None:
+        """The last lease taken will have its prompt computed by then, though nobody will say so.
+
+        An answer that comes whole does not show when that was; it must not count until the end.
+        """
+        heappush(self._assumed, (at, self.turn, lease))
+
+    def settle(self, now: float) -> None:
+        """Take prompts as computed whose time has come. Call it before each choice."""
+        while self._assumed and self._assumed[0][0] <= now:
+            lease = heappop(self._assumed)[2]
+            lease.first_byte(now)
 
     def _forget_lease(self, lease: Lease) -> None:
         self._leases.remove(lease)

@@ -5,7 +5,6 @@ between requests (whose turn it is, what is in flight) is in the view.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple, Protocol
 
@@ -24,8 +23,7 @@ class NoReplica(Unavailable):
     code = "no_replica"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteQuery:
+class RouteQuery(NamedTuple):
     """What a policy may know about a request.
 
     Attributes:

@@ -10,7 +10,7 @@ when the attempt fails.
 import heapq
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from router.core.believed_cache import AnsweredPrompt, BelievedCache
 from router.core.chains import Prediction
@@ -18,8 +18,7 @@ from router.core.ids import Namespace, ReplicaId
 from router.core.prefix_tree import PrefixTree
 
 
-@dataclass(frozen=True, slots=True)
-class RoutedPrompt:
+class RoutedPrompt(NamedTuple):
     """A prompt on its way to a replica. `asked_at` is the moment of the replica's cache, if it has
     one that is believed."""
 

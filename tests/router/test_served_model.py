@@ -9,7 +9,7 @@ from router.core.policies import POLICIES, UnknownPolicy
 from router.core.states import State, StateEvent
 from router.dataplane.answer_scan import AnswerUsage
 from router.dataplane.exchange import Outcome
-from tests.support.data_plane import TIMEOUT_S, Call, ScriptedReplica
+from tests.support.data_plane import Call, ScriptedReplica
 from tests.support.front import answer, front
 from tests.support.served import USAGE, assign, believed, books_are_even, clock, served
 
@@ -99,25 +99,28 @@ async def test_beliefs_without_events_are_bounded_by_what_the_replica_can_cache(
 async def test_the_prefill_of_a_whole_answer_counts_until_its_estimate(policy: str) -> None:
     model = served(events=True, policy=policy)
     model.cost.rates("r0").overhead_s = 0.02
-    assignment = assign(model, streaming=False)
+    now = clock()
+    assignment = assign(model, streaming=False, now=now)
     replica = model.fleet["r0"]
     assert replica.pending_prefill_tokens > 0
-    assignment.first_byte(clock())  # of the answer, long after its prompt was done: no news
+    assignment.first_byte(now)  # of the answer, long after its prompt was done: no news
     assert assignment.first_token_s is None
-    async with asyncio.timeout(TIMEOUT_S):
-        while replica.pending_prefill_tokens:  # noqa: ASYNC110 - a timer tells nobody
-            await asyncio.sleep(0.001)
+    model.expire(now + 0.01)
+    assert replica.pending_prefill_tokens > 0
+    model.expire(now + 0.03 + 8 * model.cost.rates("r0").prefill_s_per_token)
+    assert replica.pending_prefill_tokens == 0
     assert replica.running == 1
     assignment.release(Outcome.ANSWERED, 200, USAGE, clock())
     assert books_are_even(model)
 
 
-async def test_a_whole_answer_before_its_estimate_leaves_no_timer() -> None:
+async def test_a_whole_answer_before_its_estimate_is_counted_once() -> None:
     model = served(events=True)
     model.cost.rates("r0").overhead_s = 0.02
-    assign(model, streaming=False).release(Outcome.ANSWERED, 200, USAGE, clock())
+    now = clock()
+    assign(model, streaming=False, now=now).release(Outcome.ANSWERED, 200, USAGE, now)
     assert books_are_even(model)
-    await asyncio.sleep(0.05)  # past the estimate
+    model.expire(now + 10.0)  # past the estimate
     assert books_are_even(model)
 
 
