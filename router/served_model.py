@@ -20,6 +20,7 @@ from router.core.cost import CostModel
 from router.core.fleet import Fleet, Lease, Replica
 from router.core.ids import Namespace, ReplicaId
 from router.core.kv_index import KvIndex
+from router.core.lease_board import LeaseBoard
 from router.core.policies import make_policy
 from router.core.policy import Decision, RouteQuery
 from router.core.predictions import Predictions, RoutedPrompt
@@ -59,10 +60,12 @@ class ServedModel:
         prediction: PredictionConfig,
         metrics: RouterMetrics,
         rng: Random,
+        board: LeaseBoard | None = None,
     ) -> None:
         """
         Args:
             assets: The model's template and vocabulary; None: matching by plain text.
+            board: Of its replicas, shared with the router's other workers; None: there are none.
 
         Raises:
             UnknownPolicy: the configured policy kind does not exist.
@@ -73,7 +76,7 @@ class ServedModel:
         self.tree = PrefixTree()
         self.index = KvIndex(self.tree, assets.vocabulary if assets else IdVocabulary())
         self.cost = CostModel()
-        self.fleet = Fleet()
+        self.fleet = Fleet(board)
         self.load_reports: dict[ReplicaId, LoadReport] = {}
         self.subscriptions: dict[str, SubscriptionStatus] = {}  # by cache id: see router.core.ranks
         self.last_decision: Decision | None = None
@@ -122,6 +125,7 @@ class ServedModel:
         """
         text = prompt or b""
         self.fleet.settle(now)
+        self.fleet.look_at_others()
         output_tokens = self.cost.expected_output_tokens(output_tokens_max)
         match = self._event_caches.by_replica(self.tree.match(namespace, text))
         decision = self._policy.choose(

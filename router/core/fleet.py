@@ -11,6 +11,7 @@ from heapq import heappop, heappush
 
 from router.core.cost import Rates
 from router.core.ids import ReplicaId
+from router.core.lease_board import LeaseBoard
 from router.core.states import State, StateEvent, after
 
 
@@ -35,8 +36,7 @@ class Replica:
         trust: How far its events are to be believed, 0 to 1: less while they are not followed.
         pending_prefill_tokens: Uncached prompt tokens of our leases before their first byte.
         running: Our leases.
-        other_prefill_tokens, other_running: What it has beside our leases: other routers' work,
-            as its load reports or their leases say.
+        other_prefill_tokens, other_running: The same of the router's other workers.
     """
 
     id: ReplicaId
@@ -83,6 +83,8 @@ class Lease:
             return None
         self.first_byte_at = now
         self.replica.pending_prefill_tokens -= self.uncached_tokens
+        assert self._fleet is not None, "leases come from a fleet"
+        self._fleet._show(self.replica)
         return now - self.taken_at
 
     def release(self, now: float) -> bool:
@@ -115,7 +117,12 @@ class Fleet:
     the leases ever taken, for policies that take turns.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, board: LeaseBoard | None = None) -> None:
+        """
+        Args:
+            board: Where this worker's leases are shown to the router's others; None: it is alone.
+        """
+        self._board = board
         self._replicas: dict[ReplicaId, Replica] = {}
         self._leases: set[Lease] = set()
         # By when a prompt is taken to be computed; the turn it was leased in tells equals apart.
@@ -184,6 +191,7 @@ class Fleet:
         found.running += 1
         self._leases.add(lease)
         self.turn += 1
+        self._show(found)
         return lease
 
     def assume_first_byte(self, lease: Lease, at: float) -> None:
@@ -199,8 +207,21 @@ class Fleet:
             lease = heappop(self._assumed)[2]
             lease.first_byte(now)
 
+    def look_at_others(self) -> None:
+        """See what the router's other workers have in flight. Call it before each choice."""
+        if self._board is None:
+            return
+        for replica, running, pending in self._board.others():
+            found = self._replicas[replica]
+            found.other_running, found.other_prefill_tokens = running, pending
+
     def _forget_lease(self, lease: Lease) -> None:
         self._leases.remove(lease)
+        self._show(lease.replica)
+
+    def _show(self, replica: Replica) -> None:
+        if self._board is not None:
+            self._board.show(replica.id, replica.running, replica.pending_prefill_tokens)
 
     def _sort(self) -> None:
         self.ready = [one for one in self._replicas.values() if one.state is State.READY]
