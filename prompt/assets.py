@@ -121,7 +121,7 @@ def _from_directory(path: Path) -> PromptAssets:
         tokens = _tokens(tokenizer) | added
         vocabulary = Vocabulary.build(tokens, added, kind_of(tokenizer))
         spelling = Spelling(tokenizer, str(file))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ModelFileError(f"{file}: not a tokenizer we understand: {error!r}") from error
     return PromptAssets(
         chat_template=ChatTemplate(template, special) if template else None,

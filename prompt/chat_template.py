@@ -45,6 +45,8 @@ class ChatTemplate:
             self._template = _environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ModelFileError(f"chat template, line {error.lineno}: {error.message}") from error
+        except (SyntaxError, RecursionError) as error:  # Python's, of the code Jinja makes of it
+            raise ModelFileError(f"chat template: cannot be compiled: {error}") from error
         # Jinja has them in a ChainMap, whose copy at each rendering takes longer than a message.
         self._globals = dict(self._template.globals)
 
@@ -77,12 +79,12 @@ class ChatTemplate:
             raise TemplateError(
                 "continue_final_message and add_generation_prompt exclude each other"
             )
-        prepared = template_messages(
-            messages, wants_parts=self._wants_parts, mark_media=until_media
-        )
-        if continue_final_message:
-            prepared[-1:] = [_with_end_mark(prepared)]
         try:
+            prepared = template_messages(
+                messages, wants_parts=self._wants_parts, mark_media=until_media
+            )
+            if continue_final_message:
+                prepared[-1:] = [_with_end_mark(prepared)]
             context = jinja2.runtime.new_context(
                 _environment,
                 self._template.name,
@@ -99,9 +101,11 @@ class ChatTemplate:
             )
             # Not `render`, which rewrites the traceback of an error, at a cost of milliseconds.
             text = "".join(self._template.root_render_func(context))
+        except TemplateError:
+            raise
         except (
             *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError),
-            *(ArithmeticError, RecursionError),
+            *(ArithmeticError, RuntimeError, MemoryError),
         ) as error:
             # Templates fail on input they did not foresee with whatever Python raises in them.
             raise TemplateError(f"the chat template refuses these messages: {error}") from error

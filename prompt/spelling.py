@@ -39,6 +39,11 @@ _UNICODE_FORMS: dict[str, UnicodeForm] = {
     "NFKC": "NFKC",
     "NFKD": "NFKD",
 }
+# A text of more pieces than any conversation has is spelled so far; there a match ends at most.
+# All of it would keep whoever asks busy for seconds.
+_PIECES_MAX = 20_000
+# Python understands these regular expressions, and means something else than Oniguruma.
+_AMBIGUOUS = re.compile(r"\[\[:|&&|\{,|\\Z|(?<![\\\[])[$^]")
 # Pre-tokenizers that cut text without dropping any.
 _CUTTING = frozenset({"ByteLevel", "Digits", "UnicodeScripts", "FixedLength"})
 _NMT_DROPPED = re.compile("[\x01-\x08\x0b\x0e-\x1f\x7f\x8f\x9f]")
@@ -122,7 +127,10 @@ class Spelling:
         return "".join(self._pieces(text))
 
     def _pieces(self, text: str) -> Iterator[str]:
-        for outer in self._raw.cut(text):
+        for number, outer in enumerate(self._raw.cut(text)):
+            if number >= _PIECES_MAX:
+                yield text[outer.start :]
+                return
             if outer.token is not None:
                 yield self._written(outer.token.content)
                 continue
@@ -223,6 +231,8 @@ def _replacing(one: Mapping[str, Any], vocabulary: VocabularyKind) -> _Step | No
         old = str(pattern["String"])
         marks_spaces = (old, content) == (" ", SPACE_MARK) and vocabulary == "sentencepiece"
         return _Step(lambda text: text.replace(old, content), undone=marks_spaces) if old else None
+    if _AMBIGUOUS.search(pattern["Regex"]):
+        return None
     try:
         expression = re.compile(pattern["Regex"])
     except re.error:  # Oniguruma knows more than Python

@@ -53,6 +53,9 @@ class RequestView(msgspec.Struct, kw_only=True):
         return limit if limit is not None and limit > 0 else None
 
 
+# Longer conversations are routed by load: rendering them would keep all others waiting.
+_MESSAGES_MAX = 20_000
+
 _decoder = msgspec.json.Decoder(RequestView)
 # Without a tokenizer a token is its id, to the index too.
 _IDS = IdVocabulary()
@@ -117,6 +120,8 @@ def _chat_prompt(view: RequestView, assets: PromptAssets | None) -> bytes | None
     assert view.messages is not None
     if view.chat_template is not None:
         return None  # a client's own template is not for us to run
+    if len(view.messages) > _MESSAGES_MAX:
+        return None
     if assets is None or assets.chat_template is None:
         tools = msgspec.json.encode(view.tools) if view.tools else b""
         return tools + msgspec.json.encode(view.messages)
@@ -131,7 +136,7 @@ def _chat_prompt(view: RequestView, assets: PromptAssets | None) -> bytes | None
             ),
             until_media=True,
         )
-    except (TemplateError, RecursionError):
+    except TemplateError:
         return None  # the replica will refuse it, with the reason
     return assets.spelling.spell(text, add_special_tokens=bool(view.add_special_tokens))
 

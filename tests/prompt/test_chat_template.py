@@ -249,6 +249,35 @@ def test_a_broken_template_names_its_line() -> None:
         ChatTemplate("fine\n{% for %}")
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in b %}" * 25 + "{% endfor %}" * 25,
+        "{% break %}",
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+    ],
+    ids=["loops in loops", "break outside a loop", "parentheses"],
+)
+def test_a_template_that_python_cannot_compile_is_a_broken_one(source: str) -> None:
+    with pytest.raises(ModelFileError, match="chat template"):
+        ChatTemplate(source)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": "x", "tool_calls": 5},
+        {"role": "user", "content": [{"type": []}]},
+        {"role": "assistant", "content": "x",
+         "tool_calls": [{"function": {"name": "f", "arguments": "[" * 100_000}}]},
+    ],
+    ids=["calls are a number", "type is a list", "arguments nest without end"],
+)  # fmt: skip
+def test_messages_of_the_wrong_form_are_refused(message: dict[str, Any]) -> None:
+    with pytest.raises(TemplateError):
+        ChatTemplate(SMOLLM2).render([message])
+
+
 def test_the_recorded_prompts_are_rendered_byte_for_byte() -> None:
     captures = Path(__file__).parents[3] / "shared" / "captures"
     if not captures.exists():

@@ -196,12 +196,16 @@ def test_a_gguf_file_is_spelled_as_our_replica_tokenises_it(
     [
         {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
         {"normalizer": {"type": "Replace", "pattern": {"Regex": r"\p{Zs}"}, "content": " "}},
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "[[:space:]]"}, "content": "_"}},
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "^a"}, "content": "_"}},
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "b{,2}"}, "content": "_"}},
         {"pre_tokenizer": {"type": "WhitespaceSplit"}},
         {"pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed"}},
         {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
             {"type": "Digits"}, {"type": "ByteLevel", "add_prefix_space": True}]}},
     ],
-    ids=["charsmap", "regular expression", "drops spaces", "removes", "space before each cut"],
+    ids=["charsmap", "regular expression", "class", "anchor", "up to", "drops spaces", "removes",
+         "space before each cut"],
 )  # fmt: skip
 def test_what_is_not_understood_is_said_and_left_out(
     description: dict[str, Any], caplog: pytest.LogCaptureFixture
@@ -211,3 +215,19 @@ def test_what_is_not_understood_is_said_and_left_out(
     (record,) = caplog.records
     assert "model/tokenizer.json" in record.getMessage()
     assert spelling.spell("a  b é") == "a  b é".encode()
+
+
+def test_a_text_of_endless_pieces_is_spelled_as_far_as_conversations_go() -> None:
+    spelling = Spelling(
+        {
+            "normalizer": {"type": "Prepend", "prepend": "▁"},
+            "model": {"byte_fallback": True},
+            "added_tokens": [{"id": 1, "content": "<s>", "normalized": False}],
+        },
+        "a",
+    )
+    assert spelling.spell("<s>a" * 3) == b"<s> a" * 3
+    spelled = spelling.spell("<s>a" * 1_000_000)
+    assert spelled.startswith(b"<s> a" * 10_000)
+    assert spelled.endswith(b"<s>a<s>a")
+    assert len(spelled) == 4_000_000 + 10_000
