@@ -47,6 +47,8 @@ _SHORTFALLS = 2
 # Ghosts are kept up to this many times the capacity, and so many tokens at the least.
 _GHOST_FACTOR = 4.0
 _GHOST_TOKENS_LEAST = 500_000
+# Moments a span: of 100,000 beliefs, distances are added up from some 400 spans and 400 beliefs.
+_SPAN = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,14 +206,8 @@ class BelievedCache:
 
     def _distance_bytes(self, belief: _Belief, until: int) -> int:
         """What was used after `belief`, by the moment `until`."""
-        distance = 0
-        for queue in (self._held, self._ghosts):
-            for other in reversed(queue.beliefs.values()):
-                if other is belief:
-                    return distance
-                if other.stamp <= until:
-                    distance += other.bytes
-        raise AssertionError("beliefs stand in one of two queues")
+        queues = (self._held, self._ghosts)
+        return sum(queue.bytes_between(belief.stamp + 1, until + 1) for queue in queues)
 
     def _believe(
         self, answer: AnsweredPrompt, keys: list[int], now: float, dropped: list[Prediction]
@@ -233,10 +229,11 @@ class BelievedCache:
         """So many of its pieces, `size` bytes, were used by another."""
         assert belief.queue is not None, "owners stand in a queue"
         belief.pieces -= pieces
-        belief.bytes -= size
-        belief.queue.bytes -= size
+        belief.queue.shrink(belief, size)
         if not belief.pieces:
             self._forget(belief, dropped)
+        elif 2 * belief.pieces <= len(belief.keys):
+            belief.keys = [key for key in belief.keys if self._owners.get(key) is belief]
 
     def _demote(self, belief: _Belief, dropped: list[Prediction]) -> None:
         """No longer believe it, but remember it where that may teach the capacity."""
@@ -266,7 +263,7 @@ class BelievedCache:
         beliefs = [*self._held.beliefs.values(), *self._ghosts.beliefs.values()]
         assert owned == {belief: belief.pieces for belief in beliefs}
         for queue in (self._held, self._ghosts):
-            assert queue.bytes == sum(belief.bytes for belief in queue.beliefs.values())
+            queue.check()
             assert list(queue.beliefs) == sorted(queue.beliefs), "oldest first"
             assert all(belief.queue is queue for belief in queue.beliefs.values())
         assert all(belief.prediction is not None for belief in self._held.beliefs.values())
@@ -280,7 +277,7 @@ class _Belief:
     Attributes:
         stamp: The moment it was answered at: beliefs are ordered by it.
         prediction: None in a ghost.
-        keys: Of all its pieces.
+        keys: Of all pieces it owns; perhaps of some that it has lost.
         pieces, bytes: Those it owns, and their length with the answer's.
         queue: Where it stands; None before and after.
     """
@@ -309,13 +306,15 @@ _Run = tuple[_Belief, int, int]
 
 
 class _Queue:
-    """Beliefs by the moment they were last used, the oldest first, and what they own."""
+    """Beliefs by the moment they were last used, the oldest first, and what they own: in all, and
+    of each span of moments."""
 
-    __slots__ = ("beliefs", "bytes")
+    __slots__ = ("beliefs", "bytes", "spans")
 
     def __init__(self) -> None:
         self.beliefs: OrderedDict[int, _Belief] = OrderedDict()
         self.bytes = 0
+        self.spans: dict[int, int] = {}
 
     @property
     def oldest(self) -> _Belief:
@@ -325,12 +324,44 @@ class _Queue:
         """Put in the newest."""
         belief.queue = self
         self.beliefs[belief.stamp] = belief
-        self.bytes += belief.bytes
+        self._count(belief, belief.bytes)
 
     def remove(self, belief: _Belief) -> None:
         belief.queue = None
         del self.beliefs[belief.stamp]
-        self.bytes -= belief.bytes
+        self._count(belief, -belief.bytes)
+
+    def shrink(self, belief: _Belief, size: int) -> None:
+        """It owns so many bytes less."""
+        belief.bytes -= size
+        self._count(belief, -size)
+
+    def bytes_between(self, first: int, end: int) -> int:
+        """What beliefs of the moments [first, end) own, in time in the spans between."""
+        span, last_span = -(-first // _SPAN), end // _SPAN
+        if span >= last_span:
+            return sum(self._bytes_at(stamp) for stamp in range(first, end))
+        edges = (*range(first, span * _SPAN), *range(last_span * _SPAN, end))
+        within = (self.spans.get(one, 0) for one in range(span, last_span))
+        return sum(within) + sum(map(self._bytes_at, edges))
+
+    def _bytes_at(self, stamp: int) -> int:
+        belief = self.beliefs.get(stamp)
+        return 0 if belief is None else belief.bytes
+
+    def _count(self, belief: _Belief, size: int) -> None:
+        self.bytes += size
+        span = belief.stamp // _SPAN
+        self.spans[span] = self.spans.get(span, 0) + size
+        if not self.spans[span]:
+            del self.spans[span]
+
+    def check(self) -> None:
+        assert self.bytes == sum(belief.bytes for belief in self.beliefs.values())
+        spans: Counter[int] = Counter()
+        for stamp, belief in self.beliefs.items():
+            spans[stamp // _SPAN] += belief.bytes
+        assert self.spans == {span: size for span, size in spans.items() if size}
 
 
 def _all_ends() -> list[int]:

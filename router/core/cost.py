@@ -30,6 +30,8 @@ ALIKE_FACTOR = 1.4
 LONG_PROMPT_TOKENS = 2048.0
 # Samples of few tokens say little about the rate, those of many are noisy: error ∝ tokens + this.
 SMALL_PROMPT_TOKENS = 64.0
+# More than this many tokens a byte are not those of a text.
+TOKENS_PER_BYTE_MAX = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +175,7 @@ class CostModel:
 
     def observe_prompt(self, prompt_bytes: int, prompt_tokens: int) -> None:
         """An answer's usage said how many tokens a prompt of this many bytes was."""
-        if prompt_bytes <= 0 or prompt_tokens <= 0:
+        if prompt_bytes <= 0 or not 0 < prompt_tokens <= TOKENS_PER_BYTE_MAX * prompt_bytes:
             return
         self._prompt_bytes = self._prompt_bytes * FADE + prompt_bytes
         self._prompt_tokens = self._prompt_tokens * FADE + prompt_tokens

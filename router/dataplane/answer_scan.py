@@ -11,7 +11,8 @@ import re
 _STREAM_TAIL_BYTES = 4096
 _WHOLE_TAIL_BYTES = 256 * 1024
 _USAGE = b'"usage"'
-_NUMBERS = re.compile(rb'"(prompt_tokens|completion_tokens|cached_tokens)"\s*:\s*(\d+)')
+# Of more digits than any count of tokens has, none is taken.
+_NUMBERS = re.compile(rb'"(prompt_tokens|completion_tokens|cached_tokens)"\s*:\s*(\d{1,9})(?!\d)')
 
 
 class AnswerUsage:
