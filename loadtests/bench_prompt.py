@@ -1,6 +1,6 @@
 """From a request's body to the decision, stage by stage: `python -m loadtests.bench_prompt`.
 
-Conversations of 1 KB, of 32 turns and 64 KB (16,000 tokens), and of 64 turns and 400 KB (100,000
+Conversations of 1 KB, of 32 turns and 64 KB (13,000 tokens), and of 64 turns and 400 KB (81,000
 tokens), in three kinds of templates; in the replica, a conversation with one new message. Times are
 medians, in one process, of rounds that take turns: the machine may be doing other things.
 """

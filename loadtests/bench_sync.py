@@ -2,7 +2,7 @@
 
     decode     event batches per dialect: straight into structs, against piece by piece
     restart    a router starts in front of replicas that are full: snapshots of all of them
-    heal       from a fault to the first moment in which the index is exact again
+    heal       from a fault to the moment the router says it is exact again, which is then checked
     live       CPU time a batch of a stream that is just followed
 
 The replicas are stand-ins in a process of their own. Exact means: asked for every prompt that a
@@ -31,6 +31,7 @@ from cli.terminal import table
 from loadtests.sync_publishers import (
     BATCH_BLOCKS,
     SEEDS_A_LIFE,
+    SYSTEM_BLOCKS,
     VOCABULARY_SIZE,
     batch,
     cache,
@@ -77,7 +78,10 @@ class Publishers:
 
     def _hear(self) -> Any:
         assert self._process.stdout is not None
-        return json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("the stand-in replicas have died")
+        return json.loads(line)
 
 
 class Router:
@@ -281,10 +285,14 @@ async def _heal(router: Router, publishers: Publishers, blocks: int) -> list[lis
 
 
 async def _live(router: Router, publishers: Publishers, batches: int = 3000) -> list[list[str]]:
-    status = router.subscriptions[1].status
+    # Another replica than that of the faults, if there is one.
+    live = len(router.subscriptions) - 1
+    status = router.subscriptions[live].status
     last = batches - 1
     wall, cpu = time.perf_counter(), time.process_time()
-    telling = asyncio.to_thread(publishers.tell, "publish", replica=1, batches=batches, lost=False)
+    telling = asyncio.to_thread(
+        publishers.tell, "publish", replica=live, batches=batches, lost=False
+    )
     sent = asyncio.create_task(telling)
     await router.until(lambda: status.seq == last)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -298,6 +306,8 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=8)
     parser.add_argument("--blocks", type=int, default=25_000, help="in each replica's cache")
     arguments = parser.parse_args()
+    if arguments.replicas < 1 or arguments.blocks <= SYSTEM_BLOCKS:
+        parser.error(f"at least one replica, and more than {SYSTEM_BLOCKS} blocks in each")
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}\n")
     head = ["dialect", "blocks an event", "piece by piece, µs", "structs, µs", "blocks/s", "ratio"]
     print(*table(head, bench_decode(100)), "", sep="\n")

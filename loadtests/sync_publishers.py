@@ -8,6 +8,7 @@ with another cache and breaks the connection. Each line is answered by one on st
 
 import argparse
 import asyncio
+import functools
 import json
 import sys
 import time
@@ -39,19 +40,22 @@ SEEDS_A_LIFE = 1000
 
 def cache(seed: int, blocks: int) -> list[BlockStored]:
     """A cache of conversations below one system prompt that all caches share, an event a chain."""
-    system = _chain(Random(0), None, SYSTEM_BLOCKS)
-    rng, events, left = Random(seed), [system], blocks - SYSTEM_BLOCKS
+    rng, events, left = Random(seed), [_system()], blocks - SYSTEM_BLOCKS
     while left:
         length = min(left, rng.randrange(20, 150))
-        events.append(_chain(rng, system.block_hashes[-1], length))
+        events.append(_chain(rng, _system().block_hashes[-1], length))
         left -= length
     return events
 
 
 def batch(seed: int, seq: int) -> BlockStored:
     """What batch `seq` of that cache stores."""
-    system = _chain(Random(0), None, SYSTEM_BLOCKS)
-    return _chain(Random(f"{seed}/{seq}"), system.block_hashes[-1], BATCH_BLOCKS)
+    return _chain(Random(f"{seed}/{seq}"), _system().block_hashes[-1], BATCH_BLOCKS)
+
+
+@functools.cache
+def _system() -> BlockStored:
+    return _chain(Random(0), None, SYSTEM_BLOCKS)
 
 
 def _chain(rng: Random, parent: int | bytes | None, blocks: int) -> BlockStored:
