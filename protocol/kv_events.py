@@ -140,11 +140,10 @@ def encode_sequence_number(seq: int) -> bytes:
 
 
 def decode_sequence_number(frame: bytes) -> int:
-    """Raises MalformedEvents when `frame` is not eight bytes."""
-    if len(frame) != 8:
-        raise MalformedEvents(
-            Malformation.SEQUENCE_NUMBER, f"a sequence number has 8 bytes, not {len(frame)}"
-        )
+    """Raises MalformedEvents when `frame` is not eight bytes, or those that no batch has."""
+    if len(frame) != 8 or frame == END_OF_REPLAY:
+        message = f"a sequence number is 8 bytes, not {bytes(frame[:9])!r}"
+        raise MalformedEvents(Malformation.SEQUENCE_NUMBER, message)
     return int.from_bytes(frame, "big")
 
 
@@ -184,12 +183,15 @@ class SnapshotReader:
         if head.seq < -1:
             message = f"a snapshot cannot be taken at batch {head.seq}"
             raise MalformedEvents(Malformation.SNAPSHOT, message)
+        if head.block_size < 1 or head.total_blocks < 0:
+            message = f"a snapshot of {head.total_blocks} blocks of {head.block_size} tokens"
+            raise MalformedEvents(Malformation.SNAPSHOT, message)
         self.epoch = head.epoch
         self.seq = head.seq
         self.block_size = head.block_size
         self.total_blocks = head.total_blocks
         # A bound on what it holds that does not trust its word: a block takes this much at least.
-        self.blocks_max = min(max(head.total_blocks, 0), len(payload) // _BLOCK_BYTES_MIN)
+        self.blocks_max = min(head.total_blocks, len(payload) // _BLOCK_BYTES_MIN)
         self._events = head.events
 
     def events(self) -> Iterator[BlockStored]:
@@ -247,6 +249,16 @@ def split_stored(event: BlockStored, blocks_max: int) -> Iterator[BlockStored]:
             parent = hashes[end - 1]
 
 
+def split_removed(event: BlockRemoved, blocks_max: int) -> Iterator[BlockRemoved]:
+    """The same as events of at most `blocks_max` blocks each."""
+    hashes = event.block_hashes
+    if len(hashes) <= blocks_max:
+        yield event
+        return
+    for start in range(0, len(hashes), blocks_max):
+        yield msgspec.structs.replace(event, block_hashes=hashes[start : start + blocks_max])
+
+
 _NAMING_BLOCKS = (BlockStored, BlockRemoved)
 
 
@@ -258,6 +270,8 @@ def portions(events: Iterable[KvEvent], blocks_max: int) -> Iterator[list[KvEven
         pieces: Iterable[KvEvent] = (event,)
         if isinstance(event, BlockStored):
             pieces = split_stored(event, blocks_max)
+        elif isinstance(event, BlockRemoved):
+            pieces = split_removed(event, blocks_max)
         for piece in pieces:
             portion.append(piece)
             blocks += len(piece.block_hashes) if isinstance(piece, _NAMING_BLOCKS) else 1

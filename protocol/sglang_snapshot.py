@@ -118,14 +118,16 @@ class PlacementReader:
         if header.version != _VERSION:
             message = f"a snapshot of version {header.version}; we read version {_VERSION}"
             raise MalformedEvents(Malformation.SNAPSHOT, message)
-        if header.resume_seq < 0 or header.record_count < 0:
-            message = "a snapshot's resume_seq and record_count are not negative"
+        if not 0 <= header.resume_seq < 2**64 - 1 or header.record_count < 0:
+            message = "a snapshot's resume_seq or record_count is out of range"
             raise MalformedEvents(Malformation.SNAPSHOT, message)
         self.epoch, self.rank = header.epoch, header.replica_rank
         self.resume_seq, self._records_left = header.resume_seq, header.record_count
 
     def _take_chunk(self, records: list[_Record]) -> None:
         assert self._records_left is not None
+        if not records:
+            raise MalformedEvents(Malformation.SNAPSHOT, "a chunk of a snapshot without records")
         self._records_left -= len(records)
         if self._records_left < 0:
             message = "a snapshot with more records than its header says"

@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _EXPIRE_INTERVAL_S = 0.1
+_SOCKETS_PER_SUBSCRIPTION = 6
+_SOCKETS_SPARE = 1000
 
 
 class StartFailed(Exception):
@@ -136,7 +138,7 @@ async def _control(
     models: dict[str, ServedModel], config: RouterConfig, http: httpx.AsyncClient
 ) -> None:
     """Everything that watches the replicas, for as long as the router runs."""
-    context = zmq.asyncio.Context()
+    context = _zmq_context(models)
     pace = Pace()
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -146,6 +148,17 @@ async def _control(
                     _watch(replica, model, config, http, context, pace, tasks)
     finally:
         context.destroy(linger=0)
+
+
+def _zmq_context(models: dict[str, ServedModel]) -> zmq.asyncio.Context:
+    """With room for a subscription's sockets and its monitor's, and for those it asks with."""
+    replicas = [one for model in models.values() for one in model.config.replicas]
+    ranks = sum(one.kv_events.ranks for one in replicas if one.kv_events is not None)
+    context = zmq.asyncio.Context()
+    wanted = _SOCKETS_SPARE + _SOCKETS_PER_SUBSCRIPTION * ranks + len(replicas)
+    context.set(zmq.MAX_SOCKETS, min(wanted, context.get(zmq.SOCKET_LIMIT)))
+    context.set(zmq.IPV6, 1)  # as well as IPv4
+    return context
 
 
 def _watch(

@@ -1,9 +1,14 @@
 """The router's configuration as frozen structs: every field with its unit, default and meaning."""
 
+import re
 from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
+
+# A name, an IPv4 address, or an IPv6 one in brackets.
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%a-z]+\]")
+_IPC_PATH_BYTES_MAX = 107  # of a Unix socket's address
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -248,9 +253,12 @@ def _check_endpoint(what: str, endpoint: str) -> None:
     """Raises ValueError: not an address that a ZMQ socket can connect to."""
     scheme, _, address = endpoint.partition("://")
     host, _, port = address.rpartition(":")
-    local = scheme == "ipc" and address != ""
+    local = scheme == "ipc" and 0 < len(address.encode()) <= _IPC_PATH_BYTES_MAX
     remote = (
-        scheme == "tcp" and host not in ("", "*") and port.isdecimal() and 0 < int(port) < 2**16
+        scheme == "tcp"
+        and _HOST.fullmatch(host) is not None
+        and port.isdecimal()
+        and 0 < int(port) < 2**16
     )
     if not local and not remote:
         raise ValueError(f"{what} must look like tcp://host:port or ipc://path, not {endpoint!r}")

@@ -175,6 +175,10 @@ class ServedModel:
         """Whether there is a routable replica not in `excluded`."""
         return any(replica.id not in excluded for replica in self.fleet.routable)
 
+    def cache_ids(self, replica: ReplicaId) -> list[str]:
+        """The names of its caches in the index: one for each data-parallel rank, usually one."""
+        return self._event_caches.cache_ids([replica])
+
     def apply(self, replica: ReplicaId, event: StateEvent, now: float) -> None:
         """Something was learned of a replica's health."""
         transition = self.fleet.apply(replica, event, now)

@@ -1,7 +1,6 @@
 """The operators' port: metrics, and what the router knows of each replica."""
 
 import asyncio
-import itertools
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from router.core.chains import Tier
 from router.core.fleet import Replica
-from router.core.ranks import rank_cache_id
 from router.core.states import State
 from router.metrics import RouterMetrics
 from router.served_model import ServedModel
@@ -83,23 +81,16 @@ def _replica(model: ServedModel, replica: Replica) -> dict[str, Any]:
         "overhead_s": replica.rates.overhead_s,
         "decode_step_s": replica.rates.decode_base_s + replica.rates.decode_slope_s,
         "events": _events(model, replica.id),
-        "further_ranks": [_events(model, one) for one in _caches(model, replica.id)[1:]],
+        "further_ranks": [_events(model, one) for one in model.cache_ids(replica.id)[1:]],
         "load_report": None if report is None else msgspec.structs.asdict(report),
     }
-
-
-def _caches(model: ServedModel, replica: str) -> list[str]:
-    """The names of its data-parallel ranks' caches in the index: usually one, the replica's own."""
-    ranks = itertools.count(1)
-    further = (rank_cache_id(replica, rank) for rank in ranks)
-    return [replica, *itertools.takewhile(model.subscriptions.__contains__, further)]
 
 
 def _held(model: ServedModel, replica: str, tier: Tier) -> int:
     """Tokens a replica's caches hold on one tier; without events, those it is believed to."""
     if replica not in model.subscriptions:
         return model.fleet[replica].held_tokens if tier is Tier.DEVICE else 0
-    return sum(model.tree.held_tokens(one, tier) for one in _caches(model, replica))
+    return sum(model.tree.held_tokens(one, tier) for one in model.cache_ids(replica))
 
 
 def _events(model: ServedModel, cache: str) -> dict[str, Any] | None:
@@ -214,7 +205,7 @@ class FleetCollector:
                 pending.add_metric(key, replica.pending_prefill_tokens)
                 if replica.capacity_tokens is not None:
                     capacity.add_metric(key, replica.capacity_tokens)
-                caches = _caches(model, replica.id)
+                caches = model.cache_ids(replica.id)
                 for tier in Tier:
                     cached.add_metric([*key, tier.name.lower()], _held(model, replica.id, tier))
                 # Of a replica's ranks, the worst counts.

@@ -86,7 +86,10 @@ class KvSources:
         assert self._placement is not None
         reader = PlacementReader()
         try:
-            async with self._dealer(self._placement, SNAPSHOT_REQUEST) as socket:
+            async with (
+                asyncio.timeout(_REPLAY_TIMEOUT_S),
+                self._dealer(self._placement, SNAPSHOT_REQUEST) as socket,
+            ):
                 whole = False
                 while not whole:
                     async with asyncio.timeout(_SILENCE_S):
@@ -95,7 +98,8 @@ class KvSources:
         except SnapshotRefused as refusal:
             raise Unavailable(f"snapshot socket: refused: {refusal}") from refusal
         except TimeoutError as error:
-            raise Unavailable(f"snapshot socket: silent for {_SILENCE_S} s") from error
+            limits = f"{_SILENCE_S} s for a message, {_REPLAY_TIMEOUT_S} s for all"
+            raise Unavailable(f"snapshot socket: took too long ({limits})") from error
         return reader
 
     async def replay(self, first_seq: int) -> AsyncGenerator[ReplayMessage, None]:
@@ -124,13 +128,21 @@ class KvSources:
 
     @asynccontextmanager
     async def _dealer(self, endpoint: str, request: bytes) -> AsyncIterator[zmq.asyncio.Socket]:
-        """A socket of its own for one question: a late answer to another never reaches it."""
-        socket = self._context.socket(zmq.DEALER)
+        """A socket of its own for one question: a late answer to another never reaches it.
+
+        Raises Unavailable.
+        """
+        try:
+            socket = self._context.socket(zmq.DEALER)
+        except zmq.ZMQError as error:
+            raise Unavailable(f"{endpoint}: {error}") from error
         try:
             socket.linger = 0
             socket.rcvhwm = _RECEIVE_QUEUE_MESSAGES
             socket.connect(endpoint)
             await socket.send_multipart([b"", request])
             yield socket
+        except zmq.ZMQError as error:
+            raise Unavailable(f"{endpoint}: {error}") from error
         finally:
             socket.close(linger=0)

@@ -12,6 +12,8 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
+from router.control.pace import Pace
+
 _HEARTBEAT_MS = 2000
 _HEARTBEAT_TIMEOUT_MS = 6000
 _RECONNECT_MS, _RECONNECT_MAX_MS = 100, 2000
@@ -41,11 +43,12 @@ class Subscriber:
             return None
         return message["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
 
-    def discard(self) -> None:
+    async def discard(self, pace: Pace) -> None:
         """Drops what is left of a stream we gave up on: a snapshot taken from now on has it too."""
         for _ in range(_RECEIVE_QUEUE_MESSAGES):
             if self.take_message() is None:
                 return
+            await pace.pause()
 
     async def wait(self, timeout_s: float | None) -> None:
         """Until something may be there to take, or so long."""

@@ -42,7 +42,7 @@ from router.control.pace import Pace
 from router.control.subscriber_socket import subscriber
 from router.core.event_sequence import EventSequence, Verdict
 from router.core.held_hashes import HeldHashes
-from router.core.kv_index import KvIndex
+from router.core.kv_index import KvIndex, is_full_attention
 from router.core.ranks import rank_cache_id
 from router.core.staleness import Staleness
 
@@ -144,7 +144,7 @@ class KvSubscription:
                     sequence = None
                     self._connection_changed(connected)
                     if not connected:
-                        messages.discard()
+                        await messages.discard(self._pace)
                     continue
                 wait_s = None  # for news
                 if self.status.connected and sequence is None:
@@ -156,7 +156,7 @@ class KvSubscription:
                     await messages.wait(wait_s)
                 elif sequence is not None and not await self._follow(frames, sequence):
                     sequence = None
-                    messages.discard()
+                    await messages.discard(self._pace)
                 await self._pace.pause()
 
     def _connection_changed(self, connected: bool) -> None:
@@ -243,16 +243,25 @@ class KvSubscription:
         self.status.staleness.missing(0)
         self._on_change(self.status)
 
-    async def _apply(self, seq: int, payload: bytes) -> EventBatch:
-        """Raises MalformedEvents."""
+    async def _apply(self, seq: int, payload: bytes, *, after_hole: bool = False) -> EventBatch:
+        """
+        Args:
+            after_hole: Batches before this one are missing, perhaps.
+
+        Raises:
+            MalformedEvents.
+        """
         batch = decode_batch(payload)
         rank = batch.data_parallel_rank
         if rank is not None and rank != self._sources.rank:
             message = f"{self._sources.endpoint} is that of rank {rank}, not {self._sources.rank}"
             raise MalformedEvents(Malformation.RANK, message)
-        if self._held is not None:
-            self._held.apply(batch.events)
-        await self._feed(batch.events)
+        events = batch.events
+        if self._held is not None and after_hole:
+            events = self._held.apply_after_hole(events)
+        elif self._held is not None:
+            self._held.apply(events)
+        await self._feed(events)
         self.status.seq = seq
         self.status.batches += 1
         return batch
@@ -263,7 +272,7 @@ class KvSubscription:
             await self._pace.pause()
             self._index.apply(self.cache_id, portion)
             last = portion[-1]
-            if isinstance(last, BlockStored) and last.token_ids:
+            if isinstance(last, BlockStored) and last.token_ids and is_full_attention(last):
                 self.status.block_size = last.block_size
 
     # Anew
@@ -313,7 +322,8 @@ class KvSubscription:
         """What past batches tell, and of what is known what the snapshot names.
 
         Within one life of the engine a hash stands for one text, so a hole in the batches does no
-        harm: what was stored in it stays unknown, what was removed in it is not named.
+        harm: what was stored in it stays unknown, what was removed in it is not named, or was
+        stored again after it.
         """
         assert self._held is not None
         if placement.rank != self._sources.rank:
@@ -343,7 +353,7 @@ class KvSubscription:
     async def _apply_or_start_after(self, seq: int, payload: bytes) -> None:
         """A past batch that makes no sense ends what came before it: that cannot be kept true."""
         try:
-            await self._apply(seq, payload)
+            await self._apply(seq, payload, after_hole=True)
         except MalformedEvents as error:
             self._count(error)
             epoch = self.status.epoch

@@ -25,6 +25,22 @@ class HeldHashes:
             elif isinstance(event, AllBlocksCleared):
                 self._by_medium.clear()
 
+    def apply_after_hole(self, events: Iterable[KvEvent]) -> list[KvEvent]:
+        """The same of events before which others are missing; what to feed the index with.
+
+        What is stored though it is held was removed in the hole: else it would count twice.
+        """
+        mended: list[KvEvent] = []
+        for event in events:
+            if isinstance(event, BlockStored):
+                held = self._by_medium.get(event.medium, set())
+                twice = [hash for hash in event.block_hashes if hash in held]
+                if twice:
+                    mended.append(BlockRemoved(block_hashes=twice, medium=event.medium))
+            mended.append(event)
+            self.apply((event,))
+        return mended
+
     def clear(self) -> None:
         self._by_medium.clear()
 

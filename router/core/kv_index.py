@@ -98,7 +98,7 @@ class KvIndex:
         if event.locality == _REMOTE:
             self.skipped["remote"] += blocks
             return
-        if event.kv_cache_spec_kind not in _FULL_ATTENTION:
+        if not is_full_attention(event):
             self.skipped["not_full_attention"] += blocks
             if event.group_idx is not None:
                 self._other_groups.setdefault(replica, set()).add(event.group_idx)
@@ -114,6 +114,8 @@ class KvIndex:
             count = _count_of_plain_text(event)
             if count < blocks:
                 self.skipped["not_text"] += blocks - count
+            if not count:
+                return
         parent, size = event.parent_block_hash, event.block_size
         try:
             self._tree.store(
@@ -130,6 +132,11 @@ class KvIndex:
             self.skipped["unknown_parent"] += count
         except MisplacedBlock:
             self.skipped["misplaced"] += count
+
+
+def is_full_attention(event: BlockStored) -> bool:
+    """Whether these are the blocks that prompts are matched against."""
+    return event.kv_cache_spec_kind in _FULL_ATTENTION
 
 
 def _names(hashes: Sequence[BlockHash]) -> Sequence[int]:

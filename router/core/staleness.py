@@ -22,7 +22,7 @@ changes is not stale: the lag of its last batch is forgotten as time passes, hal
 LAG_HALF_LIFE_S.
 """
 
-from math import inf
+from math import inf, isfinite
 
 # What it held a moment ago it mostly holds still, and no belief at all would scatter every
 # conversation over the fleet. But it holds less of it by the minute.
@@ -60,6 +60,8 @@ class Staleness:
         Args:
             ts: When it was made, by the replica's clock.
         """
+        if not isfinite(ts):
+            return
         difference = now - ts
         if ts < self._last_ts - CLOCK_SET_BACK_S:
             self._smallest = self._smallest_before = inf

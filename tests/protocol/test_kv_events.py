@@ -21,6 +21,7 @@ from protocol.kv_events import (
     encode_sequence_number,
     encode_snapshot,
     portions,
+    split_removed,
     split_stored,
 )
 from tests.support.kv_event_strategies import U64, stored_events
@@ -77,7 +78,11 @@ def test_portions_say_the_same_in_the_same_order(events: list[KvEvent], blocks_m
         piece
         for event in events
         for piece in (
-            split_stored(event, blocks_max) if isinstance(event, BlockStored) else (event,)
+            split_stored(event, blocks_max)
+            if isinstance(event, BlockStored)
+            else split_removed(event, blocks_max)
+            if isinstance(event, BlockRemoved)
+            else (event,)
         )
     ]
     assert [one for portion in some for one in portion] == pieces
@@ -86,7 +91,13 @@ def test_portions_say_the_same_in_the_same_order(events: list[KvEvent], blocks_m
 def test_a_snapshot_with_numbers_that_cannot_be_is_refused() -> None:
     good = Snapshot(epoch="e", seq=-1, block_size=2, total_blocks=1, events=[STORED])
     bad_event = msgspec.structs.replace(STORED, token_ids=[1])
-    for bad in ({"seq": -2}, {"events": [bad_event]}):
+    for bad in (
+        {"seq": -2},
+        {"events": [bad_event]},
+        {"block_size": 0},
+        {"block_size": -16},
+        {"total_blocks": -1},
+    ):
         with pytest.raises(MalformedEvents):
             decode_snapshot(encode_snapshot(msgspec.structs.replace(good, **bad)))
 
@@ -116,7 +127,7 @@ def test_other_frames_are_no_replay(frames: list[bytes]) -> None:
         decode_replay_message(frames)
 
 
-@given(st.integers(0, U64))
+@given(st.integers(0, U64 - 1))
 def test_sequence_numbers_are_eight_bytes(seq: int) -> None:
     assert decode_sequence_number(encode_sequence_number(seq)) == seq
     with pytest.raises(MalformedEvents):

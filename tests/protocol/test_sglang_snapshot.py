@@ -60,6 +60,10 @@ def test_the_worker_may_refuse_at_any_time(before: int) -> None:
         pytest.param([*WHOLE[:3], WHOLE[1]], "more records", id="chunk-twice"),
         pytest.param([message(b"header", [2, *HEADER[1:]])], "version 2", id="version"),
         pytest.param([message(b"header", [*HEADER[:3], -1, *HEADER[4:]])], "resume_seq", id="seq"),
+        pytest.param(
+            [message(b"header", [*HEADER[:3], 2**64 - 1, *HEADER[4:]])], "resume_seq", id="last-seq"
+        ),
+        pytest.param([WHOLE[0], message(b"chunk", [])], "without records", id="empty-chunk"),
         pytest.param([message(b"header", HEADER[:-1])], "snapshot header", id="short-header"),
         pytest.param([message(b"header", b"\xc1")], "snapshot header", id="no-msgpack"),
         pytest.param([WHOLE[0], message(b"chunk", [[None, [1.5]]])], "snapshot chunk", id="hash"),

@@ -72,7 +72,10 @@ class Front:
 
 @asynccontextmanager
 async def front(
-    *replicas: ScriptedReplica, ready: bool = True, **config: Any
+    *replicas: ScriptedReplica,
+    ready: bool = True,
+    kv_events: dict[str, Any] | None = None,
+    **config: Any,
 ) -> AsyncIterator[Front]:
     """A router of model "m" on `replicas`, with an alias and a wildcard. No lease is left."""
     for replica in replicas:
@@ -81,7 +84,10 @@ async def front(
         "name": "m",
         "aliases": ["default", "gpt-*"],
         "policy": {"kind": "round_robin"},
-        "replicas": [{"id": r.id, "url": f"http://127.0.0.1:{r.port}"} for r in replicas],
+        "replicas": [
+            {"id": one.id, "url": f"http://127.0.0.1:{one.port}", "kv_events": kv_events}
+            for one in replicas
+        ],
     }
     loop = asyncio.get_running_loop()
     settings = msgspec.convert({"models": [model], **config}, RouterConfig)

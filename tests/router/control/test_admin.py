@@ -15,7 +15,8 @@ from tests.support.front import answer, front
 
 
 async def test_replicas_decisions_and_metrics_are_shown() -> None:
-    async with front(ScriptedReplica("a", answer)) as router:
+    kv_events = {"endpoint": "tcp://127.0.0.1:1", "ranks": 2}
+    async with front(ScriptedReplica("a", answer), kv_events=kv_events) as router:
         model = router.models["m"]
         now = asyncio.get_running_loop().time()
         status, further = SubscriptionStatus(), SubscriptionStatus()

@@ -4,6 +4,7 @@ import pytest
 import zmq.asyncio
 
 from protocol.kv_events import AllBlocksCleared, BlockRemoved, encode_sequence_number
+from router.control import kv_sources
 from router.core.ranks import rank_cache_id
 from tests.support.event_publisher import REPLICA, following, stored
 from tests.support.sglang_publisher import SglangPublisher
@@ -53,6 +54,38 @@ async def test_a_gap_that_the_buffer_no_longer_has_costs_only_what_was_stored_in
         await follower.until(lambda: follower.status.resyncs == 2 and follower.status.synced)
         await follower.until(lambda: follower.status.seq in (4, 5))
         follower.agrees_with([publisher.held[1], publisher.held[4], publisher.held[5]])
+
+
+async def test_a_removal_lost_for_good_leaves_nothing_behind_when_the_block_came_back() -> None:
+    async with following(make=SglangPublisher) as (publisher, follower):
+        await follower.until(lambda: follower.status.synced)
+        await publisher.publish(stored(1, b"Hell"), stored(2, b"o wo", 1))
+        await follower.caught_up(publisher)
+        await publisher.publish(BlockRemoved(block_hashes=[2]), lost=True)
+        publisher.buffer.clear()
+        await publisher.publish(stored(2, b"o wo", 1), lost=True)
+        await publisher.publish(stored(3, b"rld!", 2))
+        await follower.until(lambda: follower.status.resyncs == 2 and follower.status.synced)
+        await publisher.publish(BlockRemoved(block_hashes=[3, 2]))
+        await follower.until(lambda: follower.status.seq == publisher.next_seq - 1)
+        follower.agrees_with([publisher.held[1]])
+
+
+async def test_a_snapshot_that_trickles_in_without_end_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kv_sources, "_REPLAY_TIMEOUT_S", 0.2)
+
+    class Trickling(SglangPublisher):
+        async def _answer(self) -> list[tuple[bytes, bytes]]:
+            if self.snapshots_asked > 1:
+                return await super()._answer()
+            return (await super()._answer())[:1]  # and never the rest
+
+    async with following(make=Trickling) as (publisher, follower):
+        await publisher.until_asked(2)
+        await publisher.publish(stored(1, b"Hell"))
+        await follower.caught_up(publisher)
 
 
 async def test_a_new_epoch_in_the_topic_is_a_restart() -> None:

@@ -25,6 +25,18 @@ def test_what_a_snapshot_does_not_name_goes_from_every_medium() -> None:
     assert held.unknown({1, 2}) == 1
 
 
+def test_what_is_stored_after_a_hole_though_it_is_held_is_counted_once() -> None:
+    held = HeldHashes()
+    held.apply([stored(1, b"Hell"), stored(2, b"o wo", 1)])
+    again = [stored(2, b"o wo", 1), stored(3, b"rld!", 2), stored(3, b"rld!", 2)]
+    assert held.apply_after_hole(again) == [
+        BlockRemoved(block_hashes=[2]), again[0],
+        again[1],
+        BlockRemoved(block_hashes=[3]), again[2],
+    ]  # fmt: skip
+    assert held.unknown({1, 2, 3}) == 0
+
+
 def test_what_events_took_away_is_not_removed_again() -> None:
     held = HeldHashes()
     held.apply([stored(1, b"Hell"), BlockRemoved(block_hashes=[1]), stored(2, b"worl")])

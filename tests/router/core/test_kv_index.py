@@ -122,6 +122,17 @@ def test_an_image_in_a_later_block_ends_what_is_indexed(keys: list[Any]) -> None
     assert indexed.index.skipped == {"not_text": 2, "unknown_parent": 1}
 
 
+@pytest.mark.parametrize("keys", [[7], [True], ["text"], [{"a": 1}]], ids=repr)
+def test_extra_keys_of_no_known_form_are_no_text(keys: list[Any]) -> None:
+    event = BlockStored(
+        block_hashes=[1], parent_block_hash=None, token_ids=list(b"Hell"), block_size=4,
+        extra_keys=keys,
+    )  # fmt: skip
+    indexed = Indexed(event)
+    assert indexed.matched() == 0
+    assert indexed.index.skipped == {"not_text": 1}
+
+
 def test_an_image_in_the_first_block_of_a_later_event_is_not_text_either() -> None:
     indexed = Indexed(
         stored(1, b"Hell"),

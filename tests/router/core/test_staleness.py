@@ -71,6 +71,16 @@ def test_a_stream_that_is_not_followed_is_half_believed_at_once_and_less_by_the_
     assert staleness.trust(1200.0, following=False) == 0.0
 
 
+@pytest.mark.parametrize("ts", [float("nan"), float("inf"), float("-inf")])
+def test_a_time_stamp_that_is_no_time_says_nothing(ts: float) -> None:
+    staleness = Staleness()
+    staleness.followed()
+    staleness.applied(ts, 10.0)
+    staleness.check()
+    assert staleness.lag_s is None
+    assert staleness.trust(10.0, following=True) == 1.0
+
+
 def test_missing_batches_lower_trust_until_they_are_applied() -> None:
     staleness = fresh()
     staleness.missing(MISSING_HALF_BATCHES)
