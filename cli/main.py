@@ -90,6 +90,10 @@ def _up(options: argparse.Namespace) -> int:
 def _router(options: argparse.Namespace) -> int:
     config = load_router(options.config)
     _log_to_stderr(options.log_level)
+    if config.listen.workers > 1:
+        from router.supervisor import run_workers
+
+        return run_workers(config, options.log_level)
     from router.app import run
 
     return run(config)

@@ -6,15 +6,11 @@
 """
 
 import asyncio
-import gc
 import logging
-import signal
 import sys
-from collections.abc import Awaitable
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import TypeVar
 
 import httpx
 import uvloop
@@ -30,6 +26,7 @@ from router.control.load_reports import follow_load_reports
 from router.control.pace import Pace
 from router.control.probes import probe
 from router.control.subscription import KvSubscription
+from router.core.lease_board import LeaseBoard
 from router.core.policies import UnknownPolicy
 from router.core.ranks import rank_cache_id
 from router.core.states import StateEvent
@@ -37,19 +34,21 @@ from router.dataplane.pool import ReplicaPool
 from router.handler import RouterHandler
 from router.metrics import RouterMetrics
 from router.request_log import RequestLog
+from router.seat import Seat
 from router.served_model import ServedModel
+from router.start import (
+    StartFailed,
+    allow_many_connections,
+    bound,
+    settle_garbage_collector,
+    stop_signals,
+)
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _EXPIRE_INTERVAL_S = 0.1
 _SOCKETS_PER_SUBSCRIPTION = 6
 _SOCKETS_SPARE = 1000
-
-
-class StartFailed(Exception):
-    """The router cannot start; the message is one clear line."""
 
 
 def run(config: RouterConfig) -> int:
@@ -61,28 +60,33 @@ def run(config: RouterConfig) -> int:
         return 1
 
 
-async def serve(config: RouterConfig) -> int:
-    """Raises StartFailed: a port is taken, or a model's files cannot be read."""
+async def serve(config: RouterConfig, seat: Seat | None = None) -> int:
+    """
+    Args:
+        seat: Of one among several workers; None: this process is the whole router.
+
+    Raises:
+        StartFailed: a port is taken, or a model's files cannot be read.
+    """
+    allow_many_connections()
     metrics = RouterMetrics()
     models = {}
     for model in config.models:
-        models[model.name] = await _served_model(model, config, metrics)
+        board = None if seat is None else seat.boards[model.name]
+        models[model.name] = await _served_model(model, config, metrics, board)
     loop = asyncio.get_running_loop()
     request_log = RequestLog(sys.stderr) if config.log_requests else None
     handler = RouterHandler(config, models, metrics, request_log, loop.time())
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-
+    stop = stop_signals()
     admin = web.AppRunner(admin_app(models, metrics), access_log=None)
     await admin.setup()
     try:
-        admin_site = web.TCPSite(admin, config.admin.host, config.admin.port)
-        await _bind(admin_site.start(), config.admin.host, config.admin.port)
+        await _open_admin(admin, config, seat)
         host, port = config.listen.host, config.listen.port
-        port = await _bind(handler.server.listen(host, port), host, port)
+        listening = handler.server.listen(host, port, shared=seat is not None)
+        port = await bound(listening, host, port)
         log.info("listening on %s:%d, %d models", host, port, len(models))
-        _settle_garbage_collector()
+        settle_garbage_collector()
         # Replicas are reached directly, as the data plane does: no proxy out of the environment.
         limits = httpx.Limits(max_connections=None)
         async with (
@@ -91,6 +95,8 @@ async def serve(config: RouterConfig) -> int:
         ):
             control = tasks.create_task(_control(models, config, http))
             timeouts = tasks.create_task(handler.server.watch_timeouts())
+            if seat is not None:
+                seat.on_ready()
             await stop.wait()
             log.info("draining %d connections", handler.server.connections)
             handler.draining = True
@@ -105,15 +111,16 @@ async def serve(config: RouterConfig) -> int:
     return 0
 
 
-async def _bind(listening: Awaitable[T], host: str, port: int) -> T:
-    try:
-        return await listening
-    except OSError as error:
-        raise StartFailed(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+async def _open_admin(admin: web.AppRunner, config: RouterConfig, seat: Seat | None) -> None:
+    if seat is not None:
+        await web.UnixSite(admin, str(seat.admin_socket)).start()
+        return
+    host, port = config.admin.host, config.admin.port
+    await bound(web.TCPSite(admin, host, port).start(), host, port)
 
 
 async def _served_model(
-    model: ModelConfig, config: RouterConfig, metrics: RouterMetrics
+    model: ModelConfig, config: RouterConfig, metrics: RouterMetrics, board: LeaseBoard | None
 ) -> ServedModel:
     pools = {
         replica.id: ReplicaPool(
@@ -129,7 +136,7 @@ async def _served_model(
         if model.tokenizer is not None:
             path: Path = resolve_model_path(model.tokenizer)
             assets = await asyncio.to_thread(load_prompt_assets, path)
-        return ServedModel(model, assets, pools, config.prediction, metrics, Random())
+        return ServedModel(model, assets, pools, config.prediction, metrics, Random(), board)
     except (PromptError, UnknownPolicy) as error:
         raise StartFailed(f"model {model.name}: {error}") from error
 
@@ -206,17 +213,6 @@ def _probed(model: ServedModel, replica: str, failure: str | None) -> None:
 
 def _reported(model: ServedModel, replica: str, report: LoadReport) -> None:
     model.load_reports[replica] = report
-
-
-def _settle_garbage_collector() -> None:
-    """Makes full collections rare: over a million blocks, one takes most of a second.
-
-    The prefix tree makes no cycles when it drops what it holds, so reference counts free it.
-    What start-up has made stays for good and is no longer looked at.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
 
 
 async def _expire_predictions(model: ServedModel) -> None:

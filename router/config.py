@@ -20,10 +20,16 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class ListenConfig(_Section, frozen=True, kw_only=True):
-    """Where clients connect. Port 0 picks a free one."""
+    """Where clients connect.
+
+    port: 0 picks a free one.
+    workers: Processes that take requests, each on a core. They share out the limits, know of each
+        other's load exactly, and each follows all KV events; one that dies is started again.
+    """
 
     host: str = "0.0.0.0"
     port: Port = 8000
+    workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
 
 
 class AdminConfig(_Section, frozen=True, kw_only=True):

@@ -1,8 +1,7 @@
 """Counters and histograms for the hot path: plain numbers, which become Prometheus's at a scrape.
 
 prometheus_client's own lock and check at each increment, a microsecond apiece and a dozen of them
-a request. All of ours are counted in one thread, the event loop's. What they hold can be dumped and
-added up, so that several processes can answer a scrape as one.
+a request. All of ours are counted in one thread, the event loop's.
 """
 
 from bisect import bisect_left
@@ -11,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
 Labels = tuple[str, ...]
-# A metric's numbers by its labels: what crosses a process boundary.
-Dump = list[tuple[Labels, list[float]]]
 
 
 class Counter:
@@ -51,13 +48,6 @@ class CounterFamily(dict[Labels, Counter]):
         child = self[labels] = Counter()
         return child
 
-    def dump(self) -> Dump:
-        return [(labels, [child.value]) for labels, child in self.items()]
-
-    def add(self, dump: Dump) -> None:
-        for labels, (value,) in dump:
-            self[tuple(labels)].value += value
-
     def metric(self) -> Metric:
         family = CounterMetricFamily(self.name, self.help, labels=self.labels)
         for labels, child in self.items():
@@ -77,15 +67,6 @@ class HistogramFamily(dict[Labels, Histogram]):
     def __missing__(self, labels: Labels) -> Histogram:
         child = self[labels] = Histogram(self.bounds)
         return child
-
-    def dump(self) -> Dump:
-        return [(labels, [child.sum, *child.counts]) for labels, child in self.items()]
-
-    def add(self, dump: Dump) -> None:
-        for labels, (total, *counts) in dump:
-            child = self[tuple(labels)]
-            child.sum += total
-            child.counts = [mine + other for mine, other in zip(child.counts, counts, strict=True)]
 
     def metric(self) -> Metric:
         family = HistogramMetricFamily(self.name, self.help, labels=self.labels)

@@ -3,12 +3,10 @@
 Labels are bounded: models and replicas of the configuration, statuses, outcomes.
 """
 
-from collections.abc import Mapping
-
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
-from router.counting import CounterFamily, Dump, HistogramFamily
+from router.counting import CounterFamily, HistogramFamily
 
 _LATENCY_BUCKETS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0,
@@ -93,12 +91,3 @@ class RouterMetrics:
     def collect(self) -> list[Metric]:
         """For the registry."""
         return [family.metric() for family in self._families]
-
-    def dump(self) -> dict[str, Dump]:
-        """All counts, by the metrics' names."""
-        return {family.name: family.dump() for family in self._families}
-
-    def add(self, dump: Mapping[str, Dump]) -> None:
-        """Counts what another process has counted, too."""
-        for family in self._families:
-            family.add(dump.get(family.name, []))

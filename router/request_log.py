@@ -1,11 +1,14 @@
 """The canonical log lines, one per request: written in batches, since a write costs like routing.
 
 A line reaches the file at most FLUSH_S after its request is over. It looks like those of `logging`,
-which takes five times as long to make one.
+which takes five times as long to make one. Workers that log into one pipe do not cut each other's
+lines: what is written at once is no longer than a pipe takes whole (POSIX: PIPE_BUF), or one line.
 """
 
 import asyncio
+import select
 import time
+from collections.abc import Iterator
 from typing import TextIO
 
 FLUSH_S = 0.05
@@ -43,5 +46,20 @@ class RequestLog:
             self._timer = None
         if self._lines:
             lines, self._lines = self._lines, []
-            self._file.write("".join(lines))
-            self._file.flush()
+            for piece in _pieces(lines):
+                self._file.write(piece)
+                self._file.flush()
+
+
+def _pieces(lines: list[str]) -> Iterator[str]:
+    """Lines joined to pieces that a pipe takes whole."""
+    piece: list[str] = []
+    size = 0
+    for line in lines:
+        line_bytes = len(line.encode(errors="replace"))
+        if size + line_bytes > select.PIPE_BUF and piece:
+            yield "".join(piece)
+            piece, size = [], 0
+        piece.append(line)
+        size += line_bytes
+    yield "".join(piece)

@@ -10,6 +10,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from router.control.worker_metrics import told
 from router.core.chains import Tier
 from router.core.fleet import Replica
 from router.core.states import State
@@ -18,14 +19,19 @@ from router.served_model import ServedModel
 
 
 def admin_app(models: Mapping[str, ServedModel], metrics: RouterMetrics) -> web.Application:
-    """GET /metrics, /admin/replicas, /health."""
+    """GET /metrics, /admin/replicas, /health; /metrics/told for the supervisor of workers."""
     metrics.registry.register(FleetCollector(models))
 
     async def get_metrics(request: web.Request) -> web.Response:
         body = generate_latest(metrics.registry)
         return web.Response(body=body, headers={"content-type": CONTENT_TYPE_LATEST})
 
+    async def get_told(request: web.Request) -> web.Response:
+        return web.Response(body=told(metrics.registry))
+
     async def get_replicas(request: web.Request) -> web.Response:
+        for model in models.values():
+            model.fleet.look_at_others()
         return _json({"models": [_model(model) for model in models.values()]})
 
     async def get_health(request: web.Request) -> web.Response:
@@ -33,6 +39,7 @@ def admin_app(models: Mapping[str, ServedModel], metrics: RouterMetrics) -> web.
 
     app = web.Application()
     app.router.add_get("/metrics", get_metrics)
+    app.router.add_get("/metrics/told", get_told)
     app.router.add_get("/admin/replicas", get_replicas)
     app.router.add_get("/health", get_health)
     return app
@@ -72,8 +79,8 @@ def _replica(model: ServedModel, replica: Replica) -> dict[str, Any]:
         "url": url,
         "state": replica.state,
         "state_age_s": asyncio.get_running_loop().time() - replica.since,
-        "leases": replica.running,
-        "pending_prefill_tokens": replica.pending_prefill_tokens,
+        "leases": replica.running + replica.other_running,
+        "pending_prefill_tokens": replica.pending_prefill_tokens + replica.other_prefill_tokens,
         "cached_tokens": {one.name.lower(): _held(model, replica.id, one) for one in Tier},
         "capacity_tokens": replica.capacity_tokens,
         "trust": replica.trust,

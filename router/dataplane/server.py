@@ -19,11 +19,22 @@ class Server:
         self._empty = asyncio.Event()
         self._empty.set()
 
-    async def listen(self, host: str, port: int) -> int:
-        """Starts to accept; returns the port. Raises OSError: the address cannot be had."""
+    async def listen(self, host: str, port: int, *, shared: bool = False) -> int:
+        """Starts to accept; returns the port.
+
+        Args:
+            shared: The kernel spreads new connections over all processes that listen so.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: ClientConnection(self._handler, loop), host, port, backlog=_BACKLOG
+            lambda: ClientConnection(self._handler, loop),
+            host,
+            port,
+            backlog=_BACKLOG,
+            reuse_port=shared or None,
         )
         port_found: int = self._server.sockets[0].getsockname()[1]
         return port_found
