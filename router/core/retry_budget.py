@@ -5,6 +5,8 @@ a small rate is added so that quiet routers may retry too, and what is unused fa
 """
 
 _MEMORY_S = 10.0
+# Fading at each request would cost more than it tells.
+_SETTLED_EVERY_S = 0.1
 
 
 class RetryBudget:
@@ -23,7 +25,8 @@ class RetryBudget:
 
     def request(self, now: float) -> None:
         """A request has come: it pays for a share of a retry."""
-        self._settle(now)
+        if now - self._at >= _SETTLED_EVERY_S:
+            self._settle(now)
         self._balance += self._ratio
 
     def affords_retry(self, now: float) -> bool:
