@@ -45,6 +45,7 @@ from loadtests.overhead.report import (
     scaling_lines,
     target_lines,
     targets,
+    unasked_line,
 )
 from loadtests.overhead.scores import Score
 from loadtests.peer_environment import NotInstalled
@@ -57,11 +58,13 @@ _ALONE = "--alone"
 
 def choose(chosen: argparse.Namespace) -> tuple[list[Contestant], dict[str, str]]:
     """Who takes part, and who cannot and why; peers are installed first if asked for."""
-    names = chosen.only or ([OURS, NGINX] if chosen.quick else [one.name for one in CONTESTANTS])
+    names: list[str] = chosen.only or (
+        [OURS, NGINX] if chosen.quick else [one.name for one in CONTESTANTS]
+    )
     absent: dict[str, str] = json.loads(chosen.alone or "{}")
     present = []
     for one in CONTESTANTS:
-        if not any(one.name == name or one.name.startswith(name + " ") for name in names):
+        if not any(_is_called(one, name) for name in names):
             continue
         if chosen.install_peers and not is_installed(one):
             say(f"installing {one.name}")
@@ -74,6 +77,11 @@ def choose(chosen: argparse.Namespace) -> tuple[list[Contestant], dict[str, str]
         else:
             absent.setdefault(one.name, "not installed: run it with --install-peers")
     return present, absent
+
+
+def _is_called(contestant: Contestant, name: str) -> bool:
+    """By its name, or by its first word: a peer in all its modes."""
+    return name in (contestant.name, contestant.name.split()[0])
 
 
 def isolate(arguments: Sequence[str], absent: dict[str, str]) -> None:
@@ -106,7 +114,11 @@ def main(arguments: Sequence[str], *, isolated: bool = True) -> int:
     Args:
         isolated: Measure in a network of its own where that is allowed, in place of this process.
     """
-    chosen = make_parser().parse_args(arguments)
+    parser = make_parser()
+    chosen = parser.parse_args(arguments)
+    for name in chosen.only or ():
+        if not any(_is_called(one, name) for one in CONTESTANTS):
+            parser.error(f"no contestant is called {name}")
     present, absent = choose(chosen)
     if isolated and chosen.alone is None:
         isolate([one for one in arguments if one != "--install-peers"], absent)
@@ -140,6 +152,7 @@ def compare(
     with ExitStack() as stack:
         bench = Bench(stack, amount)
         absent |= bench.start(present)
+        unasked = bench.unasked()
         scores = bench.contest()
         runs = OURS in scores[PLAIN.name]
         if runs:
@@ -159,6 +172,7 @@ def compare(
         for one in score.rounds
     )
     print(f"the load generator took at most {busiest[0]:.0%} of a core, against {busiest[1]}")
+    print(unasked_line(unasked))
     if added is not None:
         print(latency_line(added))
         print(
@@ -167,6 +181,7 @@ def compare(
         )
     return {
         "absent": absent,
+        "unasked": unasked,
         "scores": {
             case: {name: score_fields(score) for name, score in by_name.items()}
             for case, by_name in scores.items()

@@ -26,13 +26,13 @@ REPLICAS = 2
 # Of four blocks each, all replicas together: what a few busy engines say.
 EVENT_BATCHES_PER_S = 100.0
 SCALE = (2, 16, 64, 256)
-_IDLE_S = 2.0
 
 
 class Amount(msgspec.Struct, frozen=True, kw_only=True):
     """How much is measured. An open loop needs more connections: its requests do not wait."""
 
     warm_up_s: float = 0.5
+    unasked_s: float = 3.0
     rounds: int = 3
     round_s: float = 1.5
     connections: int = 32
@@ -45,6 +45,7 @@ class Amount(msgspec.Struct, frozen=True, kw_only=True):
 
 QUICK = Amount(
     warm_up_s=0.1,
+    unasked_s=0.2,
     rounds=1,
     round_s=0.1,
     connections=4,
@@ -140,19 +141,24 @@ class Bench:
             connections=connections, before_bytes=before, after_bytes=after, errors=done.errors
         )
 
+    def unasked(self) -> dict[str, float]:
+        """The share of a core that each contestant takes without requests."""
+        seconds = self._amount.unasked_s
+        before_s = {name: process_tree.cpu_s(one.pid) for name, one in self._running.items()}
+        time.sleep(seconds)
+        return {
+            name: (process_tree.cpu_s(one.pid) - before_s[name]) / seconds
+            for name, one in self._running.items()
+        }
+
     def scale_point(self) -> ScalePoint:
         """What a request costs our router among so many replicas, and what they cost unasked."""
         running = self._running[OURS]
-        idle_s = process_tree.cpu_s(running.pid)
-        seconds = min(_IDLE_S, 2 * self._amount.round_s)
-        time.sleep(seconds)
-        idle_s = process_tree.cpu_s(running.pid) - idle_s
+        unasked = self.unasked()[OURS]
         rounds = [
             self._closed(running, PLAIN, self._amount.round_s) for _ in range(self._amount.rounds)
         ]
-        return ScalePoint(
-            replicas=len(self._replicas), score=Score(rounds=rounds), idle_share=idle_s / seconds
-        )
+        return ScalePoint(replicas=len(self._replicas), score=Score(rounds=rounds), unasked=unasked)
 
     def knowledge(self) -> dict[str, float]:
         """What our router knows by KV events now: how many replicas it follows, what they cache."""

@@ -233,13 +233,19 @@ def latency_line(added: Added) -> str:
     )
 
 
+def unasked_line(shares: Mapping[str, float]) -> str:
+    """It is part of what a request costs above, the more the fewer requests a second there are."""
+    told = ", ".join(f"{name} {number(share * 1e3)}" for name, share in shares.items())
+    return f"without requests, ms of CPU time a second: {told}"
+
+
 def scaling_lines(points: Sequence[ScalePoint]) -> list[str]:
     rows = [
         [
             str(one.replicas),
             number(one.score.cpu_s * 1e6),
             number(one.score.requests_per_s),
-            number(one.idle_share * 1e3),
+            number(one.unasked * 1e3),
             str(one.score.errors),
         ]
         for one in points

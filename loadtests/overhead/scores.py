@@ -82,12 +82,12 @@ class IdleCost(msgspec.Struct, frozen=True, kw_only=True):
 class ScalePoint(msgspec.Struct, frozen=True, kw_only=True):
     """
     Attributes:
-        idle_share: Of a core, without requests: probes and KV events.
+        unasked: The share of a core it takes without requests: for probes and KV events.
     """
 
     replicas: int
     score: Score
-    idle_share: float
+    unasked: float
 
 
 Scores = dict[str, dict[str, Score]]  # by case, then by contestant

@@ -69,6 +69,7 @@ def test_the_benchmark_runs_and_writes_what_it_measured(
     for case, by_name in told["scores"].items():
         assert by_name["warmroute"]["errors"] == 0, case
         assert by_name["warmroute"]["cpu_s"] > 0
+    assert told["unasked"]["warmroute"] > 0
     assert told["kv_events"]["followed"] == 2
     assert told["kv_events"]["cached_tokens"] > 0
     assert told["idle_connections"]["errors"] == told["added_latency"]["errors"] == 0
@@ -84,6 +85,12 @@ def test_what_a_request_costs_is_told_by_number_of_replicas(
     points = json.loads(file.read_text())["scaling"]
     assert [one["replicas"] for one in points] == [2, 8]
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_only_who_takes_part_can_be_chosen(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["--quick", "--only", "haproxy"], isolated=False)
+    assert "no contestant is called haproxy" in capsys.readouterr().err
 
 
 # The load
