@@ -58,9 +58,8 @@ _ALONE = "--alone"
 
 def choose(chosen: argparse.Namespace) -> tuple[list[Contestant], dict[str, str]]:
     """Who takes part, and who cannot and why; peers are installed first if asked for."""
-    names: list[str] = chosen.only or (
-        [OURS, NGINX] if chosen.quick else [one.name for one in CONTESTANTS]
-    )
+    usual = [OURS, NGINX] if chosen.quick else [one.name for one in CONTESTANTS]
+    names: list[str] = chosen.only or usual
     absent: dict[str, str] = json.loads(chosen.alone or "{}")
     present = []
     for one in CONTESTANTS:
