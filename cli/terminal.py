@@ -66,5 +66,12 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.0%}"
 
 
+def number(value: float) -> str:
+    """Three digits that matter."""
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _is_number(cell: str) -> bool:
     return cell.strip("-0123456789.,%") == ""

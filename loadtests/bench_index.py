@@ -9,7 +9,6 @@ each in a fresh process; who gives one wrong answer stops the benchmark.
 import argparse
 import datetime
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from loadtests.index_bench.contest import CONTESTANTS, Outcome
 from loadtests.index_bench.data_set import DataSet
 from loadtests.index_bench.inside import Inside
 from loadtests.index_bench.make_data import Size, make_data
-from loadtests.index_bench.peers import NotInstalled, dynamo_python, install_dynamo
+from loadtests.index_bench.peers import dynamo
 from loadtests.index_bench.report import (
     OURS,
     Contest,
@@ -32,6 +31,8 @@ from loadtests.index_bench.report import (
     table_lines,
 )
 from loadtests.index_bench.words import load_speech
+from loadtests.peer_environment import NotInstalled
+from loadtests.provenance import commit, machine, say
 
 ROOT = Path(__file__).parents[1]
 SEED = 1
@@ -86,10 +87,11 @@ def find_interpreters(*, install: bool) -> tuple[dict[str, Path | None], dict[st
     interpreters: dict[str, Path | None] = dict.fromkeys(CONTESTANTS)
     absent: dict[str, str] = {}
     try:
-        python = install_dynamo() if install else dynamo_python()
-        if python is None:
+        if install:
+            dynamo().install()
+        elif not dynamo().installed:
             raise NotInstalled("run it with --install-peers")
-        interpreters["dynamo"] = python
+        interpreters["dynamo"] = dynamo().python
     except NotInstalled as error:
         del interpreters["dynamo"]
         absent["dynamo"] = str(error)
@@ -142,34 +144,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
     return 0
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def commit() -> str:
-    """Of this checkout, marked where files differ from it; `unknown` without git."""
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def machine() -> str:
-    info = Path("/proc/cpuinfo").read_text()
-    model = next((line for line in info.splitlines() if line.startswith("model name")), ": unknown")
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"{model.partition(':')[2].strip()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB; "
-        f"Python {platform.python_version()}"
-    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from cli.terminal import table
+from cli.terminal import number, table
 from loadtests.index_bench.contest import CONTESTANTS, Latency, Outcome
 from loadtests.index_bench.data_set import DECODE, EVICT, LOAD, Facts
 from loadtests.index_bench.inside import Inside
@@ -226,10 +226,3 @@ def inside_lines(inside: Inside) -> list[str]:
         "",
         *table(["", "µs"], [[one.what, f"{one.seconds * 1e6:.1f}"] for one in inside.others]),
     ]
-
-
-def number(value: float) -> str:
-    """Three digits that matter."""
-    if value >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

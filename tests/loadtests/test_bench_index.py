@@ -20,7 +20,7 @@ from loadtests.index_bench.data_set import DECODE, LOAD, PHASES, DataSet, read_f
 from loadtests.index_bench.hash_chain import HashChain
 from loadtests.index_bench.inside import Inside, look_inside, path_of_nodes
 from loadtests.index_bench.make_data import Size, make_data
-from loadtests.index_bench.peers import dynamo_python
+from loadtests.index_bench.peers import dynamo
 from loadtests.index_bench.report import Contest, Row, inside_lines, rows_of, table_lines
 from loadtests.index_bench.words import BYTES_PER_TOKEN, Speech, load_speech
 
@@ -88,10 +88,9 @@ def test_every_contestant_gives_the_right_answers(name: str, data: DataSet):
 
 
 def test_dynamo_gives_the_right_answers(data: DataSet):
-    python = dynamo_python()
-    if python is None:
+    if not dynamo().installed:
         pytest.skip("Dynamo's environment is made by python -m loadtests.index_bench.peers")
-    outcome = ask_child("contest", ["dynamo", str(data.directory)], Outcome, python)
+    outcome = ask_child("contest", ["dynamo", str(data.directory)], Outcome, dynamo().python)
     assert [one.length for one in outcome.from_tokens] == list(SIZE.lengths)
 
 
