@@ -20,3 +20,9 @@ class Pace:
         async with self._turn:
             await asyncio.sleep(0)
             self._slice_ends_at = clock() + _SLICE_S
+
+    def woken(self) -> None:
+        """Work begins after a wait: others have just run."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._slice_ends_at:
+            self._slice_ends_at = now + _SLICE_S

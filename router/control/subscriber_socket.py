@@ -27,9 +27,16 @@ class Subscriber:
     def __init__(self, socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> None:
         self._socket = socket
         self._monitor = monitor
+        self._loop = asyncio.get_running_loop()
+        self._descriptors = [int(one.getsockopt(zmq.FD)) for one in (socket, monitor)]
+        self._watched = False
+        self._news: asyncio.Future[None] | None = None
 
     def take_message(self) -> list[bytes] | None:
         """The next message's frames, if one is there."""
+        # Asking first costs less than the error that says that there is none.
+        if not _has_one(self._socket):
+            return None
         try:
             return self._socket.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
@@ -37,6 +44,8 @@ class Subscriber:
 
     def take_change(self) -> bool | None:
         """Whether it has just been connected (True) or disconnected (False), if either."""
+        if not _has_one(self._monitor):
+            return None
         try:
             message = recv_monitor_message(self._monitor, zmq.NOBLOCK)
         except zmq.Again:
@@ -52,20 +61,42 @@ class Subscriber:
 
     async def wait(self, timeout_s: float | None) -> None:
         """Until something may be there to take, or so long."""
-        loop = asyncio.get_running_loop()
-        news: asyncio.Future[None] = loop.create_future()
-        descriptors = [int(one.getsockopt(zmq.FD)) for one in (self._socket, self._monitor)]
-        timer = None if timeout_s is None else loop.call_later(timeout_s, _settle, news)
-        # Only while we wait: they stay readable for as long as we do something else.
-        for descriptor in descriptors:
-            loop.add_reader(descriptor, _settle, news)
+        news = self._news = self._loop.create_future()
+        timer = None if timeout_s is None else self._loop.call_later(timeout_s, _settle, news)
+        self._watch()
         try:
             await news
         finally:
-            for descriptor in descriptors:
-                loop.remove_reader(descriptor)
+            self._news = None
             if timer is not None:
                 timer.cancel()
+
+    def close(self) -> None:
+        self._unwatch()
+
+    # The loop watches them from one wait to the next, since to begin takes several system calls.
+
+    def _watch(self) -> None:
+        if not self._watched:
+            self._watched = True
+            for descriptor in self._descriptors:
+                self._loop.add_reader(descriptor, self._readable)
+
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._watched = False
+            for descriptor in self._descriptors:
+                self._loop.remove_reader(descriptor)
+
+    def _readable(self) -> None:
+        if self._news is not None:
+            _settle(self._news)
+        else:
+            self._unwatch()  # they stay readable for as long as we do something else
+
+
+def _has_one(socket: zmq.Socket[bytes]) -> bool:
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
 def _settle(news: "asyncio.Future[None]") -> None:
@@ -78,6 +109,7 @@ def subscriber(context: zmq.asyncio.Context, endpoint: str, topic: str) -> Itera
     """Connects, now or as soon as somebody is there."""
     socket: zmq.Socket[bytes] = zmq.Context.shadow(context.underlying).socket(zmq.SUB)
     monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+    messages = Subscriber(socket, monitor)
     try:
         socket.rcvhwm = _RECEIVE_QUEUE_MESSAGES
         socket.linger = 0
@@ -88,8 +120,9 @@ def subscriber(context: zmq.asyncio.Context, endpoint: str, topic: str) -> Itera
         socket.reconnect_ivl_max = _RECONNECT_MAX_MS
         socket.subscribe(topic)
         socket.connect(endpoint)
-        yield Subscriber(socket, monitor)
+        yield messages
     finally:
+        messages.close()
         socket.disable_monitor()
         monitor.close(linger=0)
         socket.close(linger=0)

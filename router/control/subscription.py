@@ -154,6 +154,7 @@ class KvSubscription:
                         continue
                 if (frames := messages.take_message()) is None:
                     await messages.wait(wait_s)
+                    self._pace.woken()
                 elif sequence is not None and not await self._follow(frames, sequence):
                     sequence = None
                     await messages.discard(self._pace)
