@@ -87,17 +87,21 @@ class Bench:
         return absent
 
     def contest(self) -> Scores:
-        """All cases, all contestants, round by round."""
-        scores: Scores = {}
-        for case in self._amount.cases:
-            say(f"{case.name}")
-            rounds: dict[str, list[Round]] = {name: [] for name in self._running}
-            for number in range(self._amount.rounds):
+        """All cases in every round, so that no busy minute of the machine spoils a case."""
+        rounds: dict[str, dict[str, list[Round]]] = {
+            case.name: {name: [] for name in self._running} for case in self._amount.cases
+        }
+        for number in range(self._amount.rounds):
+            for case in self._amount.cases:
+                say(f"round {number + 1}: {case.name}")
                 for name, running in self._running.items():
                     if number == 0 or not running.contestant.slow:
-                        rounds[name].append(self._closed(running, case, self._amount.round_s))
-            scores[case.name] = {name: Score(rounds=some) for name, some in rounds.items()}
-        return scores
+                        done = self._closed(running, case, self._amount.round_s)
+                        rounds[case.name][name].append(done)
+        return {
+            case: {name: Score(rounds=some) for name, some in by_name.items()}
+            for case, by_name in rounds.items()
+        }
 
     def added_latency(self, rate_per_s: float) -> Added:
         """An open loop at that rate, in turns to a stand-in and to our router."""
