@@ -9,9 +9,10 @@ from protocol.errors import MethodNotAllowed, ProtocolError, Unavailable
 from router.config import LimitsConfig, TimeoutsConfig
 from router.dataplane.answer_scan import AnswerUsage
 from router.dataplane.client_connection import ClientConnection
-from router.dataplane.exchange import Exchange, Outcome
+from router.dataplane.exchange import Exchange
 from router.dataplane.http1 import OwnAnswer, Request
 from router.dataplane.pool import ReplicaPool
+from router.dataplane.route import Outcome
 from router.dataplane.server import Server
 
 Script = Callable[["Call"], Awaitable[None]]
