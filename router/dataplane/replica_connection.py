@@ -12,6 +12,7 @@ import httptools
 from router.dataplane.http1 import NO_FIELDS, Header, ResponseHead, connection_tokens
 
 _HEAD_END = b"\r\n\r\n"
+_SWITCHING = 101  # an end, not an interim answer: other bytes than HTTP follow
 _LARGE_BODY_BYTES = 65536  # from here on, joining head and body costs more than a second write
 _BROKE_HTTP = "the replica broke HTTP/1.1"
 _SURPLUS = f"{_BROKE_HTTP}: it sent more than one answer"
@@ -197,7 +198,8 @@ class ReplicaConnection(asyncio.Protocol):
             self._head_bytes += len(head)
             if not self._head_parsed or self._head_bytes > self._max_head_bytes:
                 break
-            if self._status in range(102, 200):  # interim, ours to swallow (RFC 9110 §15.2)
+            if 100 <= self._status < 200 and self._status != _SWITCHING:
+                # Interim answers are ours to swallow (RFC 9110 §15.2).
                 self._parser = httptools.HttpResponseParser(self)
                 self._headers, self._head_parsed, self._complete = [], False, False
                 self._head = rest
