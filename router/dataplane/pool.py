@@ -81,6 +81,14 @@ class ReplicaPool:
         for connection in list(self._open):
             connection.abandon()
 
+    @property
+    def open_connections(self) -> int:
+        return len(self._open)
+
+    @property
+    def idle_connections(self) -> int:
+        return len(self._idle)
+
     def check(self) -> None:
         assert set(self._idle) <= self._open
         assert len(set(self._idle)) == len(self._idle)

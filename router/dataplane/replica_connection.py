@@ -11,6 +11,7 @@ import httptools
 
 from router.dataplane.http1 import NO_FIELDS, Header, ResponseHead, connection_tokens
 
+_HEAD_START = b"HTTP/1."
 _HEAD_END = b"\r\n\r\n"
 _SWITCHING = 101  # an end, not an interim answer: other bytes than HTTP follow
 _LARGE_BODY_BYTES = 65536  # from here on, joining head and body costs more than a second write
@@ -210,8 +211,8 @@ class ReplicaConnection(asyncio.Protocol):
                 self._break(f"{_BROKE_HTTP}: {wrong}")
                 return None
             return rest
-        if end >= 0 and not self._head_parsed:
-            self._break(f"{_BROKE_HTTP}: it sent a head without a status")
+        if (end >= 0 and not self._head_parsed) or _is_no_head(self._head):
+            self._break(f"{_BROKE_HTTP}: it sent something else than an answer's head")
         elif self._head_bytes + len(self._head) > self._max_head_bytes:
             self._break("the replica's answer head is too large")
         return None
@@ -282,3 +283,10 @@ class ReplicaConnection(asyncio.Protocol):
         self._owner.connection_gone(self)  # not to be handed out before connection_lost
         if self._transport is not None:
             self._transport.abort()
+
+
+def _is_no_head(beginning: bytes) -> bool:
+    """Whether this cannot become a head, so that its end need not be waited for."""
+    if not _HEAD_START.startswith(beginning[: len(_HEAD_START)]):
+        return True
+    return beginning.count(b"\n") != beginning.count(b"\r\n")

@@ -78,7 +78,7 @@ class ScriptedReplica:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -94,12 +94,15 @@ class ScriptedReplica:
         for writer in self._writers:
             writer.transport.abort()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self._writers.append(writer)
-        task = asyncio.current_task()
-        assert task is not None
+        # A task of our own: asyncio complains when one of its own is cancelled.
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -114,7 +117,6 @@ class ScriptedReplica:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the router left, or the script reset the connection
         finally:
-            self._tasks.discard(task)
             writer.transport.abort()
 
 
@@ -257,6 +259,22 @@ class DataPlane:
         async with asyncio.timeout(TIMEOUT_S), self.handler.changed:
             await self.handler.changed.wait_for(lambda: len(self.handler.finished) >= count)
 
+    async def settled(self, clients: int) -> None:
+        """Until nothing is held for anybody: no lease, no connections but `clients` and idle ones.
+
+        Clients are counted that the router has not yet closed.
+        """
+        pools, server = self.handler.pools.values(), self.handler.server
+        await until(
+            lambda: (
+                not self.handler.leases
+                and server.connections == clients
+                and all(pool.open_connections == pool.idle_connections for pool in pools)
+            )
+        )
+        for pool in pools:
+            pool.check()
+
     def close(self) -> None:
         for peer in self._peers:
             peer.leave()
@@ -296,6 +314,13 @@ async def data_plane(
         assert {outcome for _, outcome in handler.outcomes} <= {
             value for name, value in vars(Outcome).items() if name.isupper()
         }
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """For what changes and tells nobody."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
 
 def post(path: bytes = b"/v1/x", body: bytes = b"{}", extra: bytes = b"") -> bytes:

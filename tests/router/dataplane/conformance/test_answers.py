@@ -184,7 +184,6 @@ async def test_an_answer_before_the_whole_request_was_sent_costs_the_replicas_co
                 await super()._serve(reader, writer)
                 return
             early.set()
-            self.connections += 1
             await reader.readuntil(b"\r\n\r\n")
             writer.write(b"HTTP/1.1 413 X\r\nContent-Length: 2\r\n\r\n{}")
             await writer.drain()
