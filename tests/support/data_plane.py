@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -249,8 +250,14 @@ class DataPlane:
         self.port = port
         self._peers: list[Peer] = []
 
-    async def connect(self) -> Peer:
-        peer = Peer(*await asyncio.open_connection("127.0.0.1", self.port, limit=2**24))
+    async def connect(self, receive_buffer_bytes: int | None = None) -> Peer:
+        """A client; its kernel's buffer for what it has not yet read may be kept small."""
+        sock = socket.socket()
+        sock.setblocking(False)
+        if receive_buffer_bytes is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        peer = Peer(*await asyncio.open_connection(sock=sock, limit=2**24))
         self._peers.append(peer)
         return peer
 
