@@ -70,6 +70,7 @@ class Exchange:
         self._head: ResponseHead | None = None
         self._scan = AnswerScan(is_stream=False)
         self._dechunker: Dechunker | None = None
+        self._keep_alive = False  # what the answer's head said
         self._client_paused = False
         self._ends_by = math.inf
         if timeouts.total_s is not None:
@@ -243,7 +244,7 @@ class Exchange:
             self._first_byte(self._loop.time(), b"")
         self.usage = self._scan.usage()
         self._release(Outcome.ANSWERED)
-        self._client.exchange_done(keep_alive=self._keeps_alive())
+        self._client.exchange_done(keep_alive=self._keep_alive)
         self._finish()
 
     def answer_broken(self, reason: str) -> None:
@@ -270,6 +271,7 @@ class Exchange:
         assert self._assignment is not None
         self.first_byte_at = now
         self._assignment.first_byte(now)
+        self._keep_alive = self._keeps_alive()
         added: list[Header] = [
             (b"x-request-id", self.request.request_id),
             (b"x-warmroute-replica", self._assignment.replica_id.encode()),
@@ -279,7 +281,7 @@ class Exchange:
             self._head,
             added=added,
             chunked=self._head.chunked and self._dechunker is None,
-            keep_alive=self._keeps_alive(),
+            keep_alive=self._keep_alive,
         )
         self._client.write(head + data)
 

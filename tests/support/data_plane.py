@@ -179,6 +179,8 @@ class StubHandler:
             if request.method not in (b"GET", b"HEAD"):
                 raise MethodNotAllowed("use GET", allow="GET, HEAD")
             return OwnAnswer(200, b'{"own":true}')
+        if self.draining:
+            raise Unavailable("the router is shutting down", retry_after_s=1)
         return StubRoute(self)
 
     def note_finished(self, exchange: Exchange) -> None:
