@@ -254,7 +254,8 @@ class DataPlane:
 
     async def connect(self, receive_buffer_bytes: int | None = None) -> Peer:
         """A client; its kernel's buffer for what it has not yet read may be kept small."""
-        sock = socket.socket()
+        # Named as TCP, or asyncio leaves Nagle's algorithm on.
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setblocking(False)
         if receive_buffer_bytes is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
