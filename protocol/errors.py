@@ -7,13 +7,19 @@ ProtocolError
 ├── PathNotFound           404
 ├── MethodNotAllowed       405
 ├── RequestTimedOut        408  it did not arrive whole in time
+│   ├── HeadTimedOut       408  nor did its head
+│   └── BodyTimedOut       408  its head did, its body did not
 ├── PayloadTooLarge        413
 ├── HeadersTooLarge        431
 ├── Overloaded             429  a bound was reached; try again later
 ├── InternalError          500  a bug of ours; the log has the traceback
 ├── UpstreamFailed         502  a replica broke the connection or the protocol
 ├── Unavailable            503  nobody can answer now
-└── TimedOut               504
+└── TimedOut               504  it was not answered in time
+    ├── ConnectTimedOut    504  no connection to a replica was made in time
+    ├── FirstByteTimedOut  504  a replica had the request and did not begin to answer
+    ├── StreamTimedOut     504  a replica fell silent in the middle of an answer
+    └── TotalTimedOut      504  from the request's first byte to the answer's last it took too long
 """
 
 from typing import ClassVar
@@ -103,6 +109,14 @@ class RequestTimedOut(ProtocolError):
     retryable = True
 
 
+class HeadTimedOut(RequestTimedOut):
+    code = "request_head_timed_out"
+
+
+class BodyTimedOut(RequestTimedOut):
+    code = "request_body_timed_out"
+
+
 class PayloadTooLarge(ProtocolError):
     status = 413
     type = "invalid_request_error"
@@ -145,6 +159,22 @@ class TimedOut(ProtocolError):
     type = "timeout_error"
     code = "timed_out"
     retryable = True
+
+
+class ConnectTimedOut(TimedOut):
+    code = "connect_timed_out"
+
+
+class FirstByteTimedOut(TimedOut):
+    code = "first_byte_timed_out"
+
+
+class StreamTimedOut(TimedOut):
+    code = "stream_timed_out"
+
+
+class TotalTimedOut(TimedOut):
+    code = "total_timed_out"
 
 
 _encoder = msgspec.json.Encoder()

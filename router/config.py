@@ -164,6 +164,8 @@ class LimitsConfig(_Section, frozen=True, kw_only=True):
     max_head_bytes: Request line and headers together; beyond it 431.
     max_body_bytes: Request body; beyond it 413.
     max_connections: Client connections; beyond it new ones are closed at once.
+    max_requests_per_connection: The last one is answered with `Connection: close`, so that clients
+        come back through the load balancer in front of several routers.
     max_requests: Requests in flight; beyond it 429.
     max_connections_per_replica: Upstream connections; beyond it the replica takes no more.
     """
@@ -171,19 +173,28 @@ class LimitsConfig(_Section, frozen=True, kw_only=True):
     max_head_bytes: Positive = 64 * 1024
     max_body_bytes: Positive = 32 * 1024 * 1024
     max_connections: Positive = 20_000
+    max_requests_per_connection: Positive = 10_000
     max_requests: Positive = 10_000
     max_connections_per_replica: Positive = 1024
 
 
 class TimeoutsConfig(_Section, frozen=True, kw_only=True):
-    """Every timeout with its exact start and end, seconds.
+    """Every timeout with its exact start and end, seconds, and the error code it ends in.
 
-    request_head_s: First byte of a request to the end of its headers.
-    request_body_s: End of the headers to the end of the body.
-    keep_alive_s: End of an answer (or connection) to the first byte of the next request.
-    connect_s: Start of a TCP connect to a replica to its end.
-    first_byte_s: Request sent to a replica to the first byte of its answer.
-    between_bytes_s: One byte of an answer to the next, while the client is reading.
+    request_head_s: First byte of a request to the end of its headers. 408 request_head_timed_out.
+    request_body_s: End of the headers to the end of the body. 408 request_body_timed_out.
+    keep_alive_s: End of an answer (or connection) to the first byte of the next request. The
+        connection is closed without a word: whatever was said would be taken as the answer to a
+        request already on its way.
+    connect_s: Start of a TCP connect to a replica to its end. Another replica is tried; if none is
+        left, 504 connect_timed_out.
+    first_byte_s: Request sent to a replica to the first byte of its answer. 504
+        first_byte_timed_out.
+    between_bytes_s: One byte of an answer to the next, while the client is reading. The stream ends
+        with an error event, code stream_timed_out. A client that takes no byte for as long is cut
+        off.
+    total_s: First byte of a request to the last byte of its answer, whatever happens in between:
+        504 total_timed_out, or in a stream an event with that code. Absent: no bound.
     drain_s: SIGTERM to the moment running answers are cut off.
     """
 
@@ -193,6 +204,7 @@ class TimeoutsConfig(_Section, frozen=True, kw_only=True):
     connect_s: Seconds = 2.0
     first_byte_s: Seconds = 600.0
     between_bytes_s: Seconds = 120.0
+    total_s: Seconds | None = None
     drain_s: Seconds = 30.0
 
 

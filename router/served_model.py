@@ -27,8 +27,8 @@ from router.core.predictions import Predictions, RoutedPrompt
 from router.core.prefix_tree import Match, PrefixTree
 from router.core.states import State, StateEvent
 from router.dataplane.answer_scan import AnswerUsage
-from router.dataplane.exchange import Outcome
 from router.dataplane.pool import ReplicaPool
+from router.dataplane.route import Outcome
 from router.event_caches import EventCaches
 from router.metrics import RouterMetrics
 

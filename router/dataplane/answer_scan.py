@@ -50,6 +50,10 @@ class AnswerScan:
         """Whether the last bytes end an event (and, with chunked framing, the chunk around it)."""
         return self._tail.endswith(b"\n\n\r\n" if chunked else b"\n\n")
 
+    def ends_line(self) -> bool:
+        """Whether the last bytes end a line, such as a chunk's."""
+        return self._tail.endswith(b"\r\n")
+
     def usage(self) -> AnswerUsage:
         """The last usage object among the last bytes, as far as no chunk frame cuts through it."""
         start = self._tail.rfind(_USAGE)

@@ -1,48 +1,42 @@
-"""One client's connection: requests in, checked and bounded, answers out in the order asked.
+"""One client's connection: requests in, answers out in the order asked.
 
-llhttp parses; what it lets through and we do not want (two framings, no Host, too large) is
-refused here. One request is under way at a time; pipelined ones wait, a few at most, then the
-socket is no longer read.
+One request is under way at a time; pipelined ones wait, a few at most, then the socket is no longer
+read.
 
 A client that closes its sending side is taken to have left, as nginx does: that is how a closed
 browser tab or a killed script looks, and what it asked for is expensive.
 
-Sources: RFC 9112 §3.2 (Host), §6.3 (framing), §9.3.2 (pipelining); RFC 9110 §10.1.1 (Expect).
+Sources: RFC 9112 §9.3.2 (pipelining), §9.6 (closing); RFC 9110 §10.1.1 (Expect).
 """
 
 import asyncio
 import logging
 from collections import deque
-from typing import Protocol, cast
-
-import httptools
+from random import Random
+from typing import NamedTuple, Protocol, cast
 
 from protocol.errors import (
-    BadRequest,
-    HeadersTooLarge,
+    BodyTimedOut,
+    HeadTimedOut,
     InternalError,
     MethodNotAllowed,
-    PayloadTooLarge,
     ProtocolError,
-    RequestTimedOut,
+    TotalTimedOut,
 )
 from router.config import LimitsConfig, TimeoutsConfig
-from router.dataplane.exchange import Exchange, Route
-from router.dataplane.http1 import (
-    CONTINUE,
-    Header,
-    OwnAnswer,
-    Request,
-    check_request_head,
-    expects_continue,
-    own_response,
-)
+from router.dataplane.exchange import Exchange
+from router.dataplane.forwarding import Forwarding
+from router.dataplane.http1 import CONTINUE, Header, OwnAnswer, Request, own_response
+from router.dataplane.request_reader import BUG, RequestReader
+from router.dataplane.route import Route
 
 log = logging.getLogger(__name__)
 
-_BUG = "the router failed; its log says why"
 _MAX_PIPELINED = 8
+# A pipelined body larger than this waits alone: eight of the largest would be much memory.
+_LARGE_PIPELINED_BYTES = 64 * 1024
 _LINGER_S = 2.0
+_trace_ids = Random()  # from the system's entropy
 
 
 class Handler(Protocol):
@@ -62,25 +56,26 @@ class Handler(Protocol):
         """A request was answered with an error before it had a route; for log and metrics."""
 
 
+class _Refused(NamedTuple):
+    """What could not be taken as a request, and why."""
+
+    request: Request
+    error: ProtocolError
+
+
 class ClientConnection(asyncio.Protocol):
     def __init__(self, handler: Handler, loop: asyncio.AbstractEventLoop) -> None:
         self._handler = handler
         self._loop = loop
-        self._limits = handler.limits
         self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpRequestParser(self)
         self._exchange: Exchange | None = None
-        self._waiting: deque[Request | ProtocolError] = deque()
+        self._waiting: deque[Request | _Refused] = deque()
         self._reading_paused = False
         self._writing_paused = False
         self._closing = False
-        # The request being received: begun with its first byte, whole with its last.
-        self._receiving = False
-        self._head_done = False
-        self._rejection: ProtocolError | None = None
-        self._head_bytes = 0
-        self._continue_owed = False
-        self._deadline = 0.0
+        self._free_since = 0.0  # nothing was being answered, and the client had read all there was
+        self._unsent_bytes = 0
+        self._sent_at = 0.0
 
     # Client, for the exchange
 
@@ -95,7 +90,7 @@ class ClientConnection(asyncio.Protocol):
             headers.append((b"retry-after", str(retry_after_s).encode()))
         if isinstance(error, MethodNotAllowed):
             headers.append((b"allow", error.allow.encode()))
-        keep_alive = self._stays_open(request) and not isinstance(error, InternalError)
+        keep_alive = self.stays_open(request) and not isinstance(error, InternalError)
         self.write(
             own_response(
                 error.status,
@@ -109,12 +104,15 @@ class ClientConnection(asyncio.Protocol):
 
     def exchange_done(self, *, keep_alive: bool) -> None:
         self._exchange = None
-        if not keep_alive or self._handler.draining:
+        self._free_since = self._loop.time()
+        if not keep_alive or (self._handler.draining and not self.busy):
             self._close()
             return
-        self._set_deadline()
-        self._send_continue_if_owed()
+        self.body_awaited()
         self._loop.call_soon(self._next)
+
+    def stays_open(self, request: Request) -> bool:
+        return request.keep_alive and not self._handler.draining
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -124,7 +122,7 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def busy(self) -> bool:
-        return self._exchange is not None or bool(self._waiting) or self._receiving
+        return self._exchange is not None or bool(self._waiting) or self._reader.receiving
 
     def close_if_idle(self) -> None:
         """Draining: nothing is under way here, so nothing is lost."""
@@ -135,41 +133,34 @@ class ClientConnection(asyncio.Protocol):
         """Called about once a second."""
         if self._exchange is not None:
             self._exchange.check_timeouts(now)
-        elif now > self._deadline:
-            if self._receiving and self._rejection is None and not self._closing:
-                what = "body" if self._head_done else "head"
-                self._reject(RequestTimedOut(f"the request's {what} did not arrive in time"))
-            else:
+        elif self._still_sending(now):
+            self._free_since = now
+        elif self._closing:
+            if now - self._free_since > _LINGER_S:
                 self.abort()
+        elif self._reader.receiving and not self._reader.ended:
+            self._check_receiving(now)
+        elif now - max(self._reader.since, self._free_since) > self._handler.timeouts.keep_alive_s:
+            self.abort()
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
+        peer = transport.get_extra_info("peername")
+        proto = b"https" if transport.get_extra_info("sslcontext") else b"http"
+        self._reader = RequestReader(
+            self,
+            self._handler.limits,
+            Forwarding(peer[0] if peer else "", proto, _trace_ids),
+            self._loop.time,
+            self._handler.new_request_id,
+        )
         self._handler.connection_opened(self)
-        self._set_deadline()
 
     def data_received(self, data: bytes) -> None:
-        if self._closing or self._rejection is not None:
-            return
-        if not self._head_done:
-            self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # We switch to no other protocol: the request is served as HTTP/1.1, then we close.
-            self._reading_paused = True
-            if self._transport is not None:
-                self._transport.pause_reading()
-        except httptools.HttpParserCallbackError:
-            log.exception("a request could not be taken")
-            self._reject(InternalError(_BUG))
-            return
-        except httptools.HttpParserError as error:
-            self._reject(BadRequest(f"not a valid HTTP/1.1 request: {error}"))
-            return
-        if self._head_bytes > self._limits.max_head_bytes and not self._head_done:
-            self._reject(_head_too_large(self._limits))
+        if not self._closing:
+            self._reader.feed(data)
 
     def eof_received(self) -> bool:
         return False
@@ -195,78 +186,30 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._next()
 
-    # httptools callbacks
+    # RequestSink
 
-    def on_message_begin(self) -> None:
-        self._receiving = True
-        self._head_done = False
-        self._target = b""
-        self._headers: list[Header] = []
-        self._body: list[bytes] = []
-        self._body_bytes = 0
-        self._started_at = self._loop.time()
-        self._set_deadline()
-
-    def on_url(self, url: bytes) -> None:
-        self._target += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        self._head_done = True
-        head_bytes = len(self._target) + sum(len(n) + len(v) + 4 for n, v in self._headers)
-        self._head_bytes = 0
-        self._set_deadline()
-        if head_bytes > self._limits.max_head_bytes:
-            self._reject(_head_too_large(self._limits))
+    def request_received(self, request: Request) -> None:
+        if self._closing:
             return
-        try:
-            length = check_request_head(
-                self._headers, self._parser.get_http_version(), self._target
-            )
-        except BadRequest as error:
-            self._reject(error)
-            return
-        if length is not None and length > self._limits.max_body_bytes:
-            self._reject(_body_too_large(self._limits))
-        else:
-            self._continue_owed = expects_continue(self._headers)
-            self._send_continue_if_owed()
-
-    def on_body(self, body: bytes) -> None:
-        if self._rejection is not None:
-            return
-        self._body_bytes += len(body)
-        if self._body_bytes > self._limits.max_body_bytes:
-            self._reject(_body_too_large(self._limits))
-            return
-        self._body.append(body)
-
-    def on_message_complete(self) -> None:
-        self._receiving = False
-        self._head_done = False
-        self._continue_owed = False
-        self._set_deadline()
-        if self._rejection is not None or self._closing:
-            return
-        request = Request(
-            method=self._parser.get_method(),
-            target=self._target,
-            version=self._parser.get_http_version(),
-            headers=self._headers,
-            body=self._body[0] if len(self._body) == 1 else b"".join(self._body),
-            keep_alive=self._parser.should_keep_alive() and not self._parser.should_upgrade(),
-            request_id=self._request_id(),
-            started_at=self._started_at,
-        )
-        self._body = []
         self._waiting.append(request)
-        if len(self._waiting) >= _MAX_PIPELINED and self._transport is not None:
-            self._reading_paused = True
-            self._transport.pause_reading()
         if self._exchange is None and len(self._waiting) == 1:
             self._next()
+        if self._waiting and (
+            len(self._waiting) >= _MAX_PIPELINED or len(request.body) > _LARGE_PIPELINED_BYTES
+        ):
+            self._pause_reading()
+
+    def request_refused(self, request: Request, error: ProtocolError) -> None:
+        """Answered when its turn comes."""
+        self._waiting.append(_Refused(request, error))
+        if self._exchange is None and len(self._waiting) == 1:
+            self._loop.call_soon(self._next)
+
+    def body_awaited(self) -> None:
+        """100 Continue, once it is this request's turn: earlier answers must go out first."""
+        if self._reader.continue_owed and self._exchange is None and not self._waiting:
+            self._reader.continue_owed = False
+            self.write(CONTINUE)
 
     # inside
 
@@ -280,13 +223,12 @@ class ClientConnection(asyncio.Protocol):
         if not self._waiting:
             return
         request = self._waiting.popleft()
-        if isinstance(request, ProtocolError):
-            self._answer_rejection(request)
+        if not self._waiting:
+            self._resume_reading()
+        if isinstance(request, _Refused):
+            self._handler.refused(*request)
+            self.answer_error(request.error, request.request)
             return
-        if self._reading_paused and not self._waiting and request.keep_alive:
-            self._reading_paused = False
-            if self._transport is not None:
-                self._transport.resume_reading()
         try:
             self._start(request)
         except Exception:  # the edge: a bug of ours must not look like the client's fault
@@ -294,7 +236,7 @@ class ClientConnection(asyncio.Protocol):
             if self._exchange is not None:
                 self._exchange.crashed()
             else:
-                self.answer_error(InternalError(_BUG), request)
+                self.answer_error(InternalError(BUG), request)
 
     def _start(self, request: Request) -> None:
         try:
@@ -310,7 +252,7 @@ class ClientConnection(asyncio.Protocol):
         self._exchange.start()
 
     def _answer_own(self, answer: OwnAnswer, request: Request) -> None:
-        keep_alive = self._stays_open(request)
+        keep_alive = self.stays_open(request)
         self.write(
             own_response(
                 answer.status,
@@ -323,49 +265,41 @@ class ClientConnection(asyncio.Protocol):
         )
         self.exchange_done(keep_alive=keep_alive)
 
-    def _stays_open(self, request: Request) -> bool:
-        return request.keep_alive and not self._handler.draining
+    def _check_receiving(self, now: float) -> None:
+        timeouts, reader = self._handler.timeouts, self._reader
+        if timeouts.total_s is not None and now - reader.started_at > timeouts.total_s:
+            limit_s = timeouts.total_s
+            reader.refuse(TotalTimedOut(f"the request was not over within {limit_s} s"))
+            return
+        waited_s = now - max(reader.since, self._free_since)
+        if not reader.head_done and waited_s > timeouts.request_head_s:
+            limit_s = timeouts.request_head_s
+            reader.refuse(HeadTimedOut(f"the request's head did not arrive within {limit_s} s"))
+        elif reader.head_done and waited_s > timeouts.request_body_s:
+            limit_s = timeouts.request_body_s
+            reader.refuse(BodyTimedOut(f"the request's body did not arrive within {limit_s} s"))
 
-    def _reject(self, error: ProtocolError) -> None:
-        """This request cannot be taken, nor anything after it; answered when its turn comes."""
-        self._rejection = error
-        self._waiting.append(error)
-        if self._exchange is None and len(self._waiting) == 1:
-            self._loop.call_soon(self._next)
+    def _still_sending(self, now: float) -> bool:
+        """Whether an answer is over for us and not for the client, who is still reading it.
 
-    def _answer_rejection(self, error: ProtocolError) -> None:
-        request = Request(
-            method=b"",
-            target=self._target if self._receiving else b"",
-            version="1.1",
-            headers=(),
-            body=b"",
-            keep_alive=False,
-            request_id=self._handler.new_request_id(),
-            started_at=self._loop.time(),
-        )
-        self._handler.refused(request, error)
-        self.answer_error(error, request)
+        It may take its time, as long as it takes something.
+        """
+        unsent_bytes = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        if unsent_bytes != self._unsent_bytes:
+            self._unsent_bytes, self._sent_at = unsent_bytes, now
+        elif unsent_bytes and now - self._sent_at > self._handler.timeouts.between_bytes_s:
+            self.abort()
+        return unsent_bytes > 0
 
-    def _set_deadline(self) -> None:
-        timeouts = self._handler.timeouts
-        if not self._receiving:
-            limit_s = timeouts.keep_alive_s
-        else:
-            limit_s = timeouts.request_body_s if self._head_done else timeouts.request_head_s
-        self._deadline = self._loop.time() + limit_s
+    def _pause_reading(self) -> None:
+        if self._transport is not None and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
 
-    def _send_continue_if_owed(self) -> None:
-        """100 Continue, once it is this request's turn: earlier answers must go out first."""
-        if self._continue_owed and self._exchange is None and not self._waiting:
-            self._continue_owed = False
-            self.write(CONTINUE)
-
-    def _request_id(self) -> bytes:
-        for name, value in self._headers:
-            if name == b"x-request-id" and 0 < len(value) <= 128:
-                return value
-        return self._handler.new_request_id()
+    def _resume_reading(self) -> None:
+        if self._transport is not None and self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
 
     def _close(self) -> None:
         """Closes once what was written has gone out.
@@ -376,16 +310,11 @@ class ClientConnection(asyncio.Protocol):
         self._closing = True
         if self._transport is None:
             return
-        if self._rejection is not None and self._transport.can_write_eof():
+        reader = self._reader
+        more_may_come = reader.refused or reader.receiving or reader.surplus or self._reading_paused
+        self._waiting.clear()
+        if more_may_come and self._transport.can_write_eof():
             self._transport.write_eof()
-            self._deadline = self._loop.time() + _LINGER_S
+            self._resume_reading()
         else:
             self._transport.close()
-
-
-def _head_too_large(limits: LimitsConfig) -> HeadersTooLarge:
-    return HeadersTooLarge(f"request line and headers exceed {limits.max_head_bytes} bytes")
-
-
-def _body_too_large(limits: LimitsConfig) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body exceeds {limits.max_body_bytes} bytes")

@@ -8,14 +8,17 @@
 """
 
 import asyncio
-from typing import Protocol
+import math
 
 from protocol import sse
 from protocol.errors import (
+    ConnectTimedOut,
+    FirstByteTimedOut,
     InternalError,
     Overloaded,
     ProtocolError,
-    TimedOut,
+    StreamTimedOut,
+    TotalTimedOut,
     Unavailable,
     UpstreamFailed,
     encode_error,
@@ -32,64 +35,9 @@ from router.dataplane.http1 import (
     request_head,
     response_head,
 )
-from router.dataplane.pool import ConnectFailed, PoolFull, ReplicaPool
+from router.dataplane.pool import ConnectFailed, ConnectTooSlow, PoolFull
 from router.dataplane.replica_connection import ReplicaConnection
-
-
-class Outcome:
-    """How one attempt on one replica ended."""
-
-    ANSWERED = "answered"  # the answer was relayed to its end, whatever its status
-    REFUSED = "refused"  # 429 or 503 before any of it was relayed: busy, not broken
-    CONNECT_FAILED = "connect_failed"
-    BROKEN = "broken"  # failed before the first byte
-    BROKEN_STREAM = "broken_stream"  # failed after it
-    CLIENT_GONE = "client_gone"  # nobody's fault
-    CRASHED = "crashed"  # a bug of ours
-
-
-# What the client is told when no further replica may be tried.
-_ERRORS: dict[str, type[ProtocolError]] = {
-    Outcome.REFUSED: Overloaded,
-    Outcome.CONNECT_FAILED: Unavailable,
-    Outcome.BROKEN: UpstreamFailed,
-}
-
-
-class Assignment(Protocol):
-    """A replica chosen for a request, with its lease."""
-
-    replica_id: str
-    matched_tokens: int
-    pool: ReplicaPool
-
-    def first_byte(self, now: float) -> None:
-        """The first byte of the answer's body has arrived."""
-
-    def release(self, outcome: str, status: int, usage: AnswerUsage, now: float) -> None:
-        """The attempt is over. Called exactly once."""
-
-
-class Route(Protocol):
-    """What the router knows of one request, and where it may go."""
-
-    def assign(self, now: float) -> Assignment:
-        """A replica not yet tried, its lease taken. Raises ProtocolError when there is none."""
-
-    def may_retry(self, now: float) -> bool:
-        """Whether another replica may be tried: attempts and retry budget permitting."""
-
-    def finished(self, exchange: "Exchange", now: float) -> None:
-        """The exchange is over; for the log line and the metrics. Called exactly once."""
-
-
-class Client(Protocol):
-    """The connection the request came from."""
-
-    def write(self, data: bytes) -> None: ...
-    def answer_error(self, error: ProtocolError, request: Request) -> None: ...
-    def exchange_done(self, *, keep_alive: bool) -> None: ...
-    def abort(self) -> None: ...
+from router.dataplane.route import Assignment, Client, Outcome, Route
 
 
 class Exchange:
@@ -122,7 +70,11 @@ class Exchange:
         self._head: ResponseHead | None = None
         self._scan = AnswerScan(is_stream=False)
         self._dechunker: Dechunker | None = None
+        self._keep_alive = False  # what the answer's head said
         self._client_paused = False
+        self._ends_by = math.inf
+        if timeouts.total_s is not None:
+            self._ends_by = request.started_at + timeouts.total_s
         self._waiting_since = 0.0  # of the replica, or of the client while it is paused
         self._done = False
 
@@ -132,7 +84,10 @@ class Exchange:
         return self.first_byte_at is not None
 
     def start(self) -> None:
-        self._attempt()
+        if self._ends_by < math.inf and self._loop.time() > self._ends_by:
+            self._time_over()  # while it waited behind others on its connection
+        else:
+            self._attempt()
 
     def client_gone(self) -> None:
         """The client has left: stop at once, so that the replica frees its blocks."""
@@ -170,7 +125,12 @@ class Exchange:
 
     def check_timeouts(self, now: float) -> None:
         """Called about once a second."""
-        if self._done or self._connection is None:
+        if self._done:
+            return
+        if now > self._ends_by:
+            self._time_over()
+            return
+        if self._connection is None:
             return
         waited_s = now - self._waiting_since
         if self._client_paused:
@@ -181,12 +141,25 @@ class Exchange:
                 self._drop_connection()
                 self._release(Outcome.BROKEN)
                 limit_s = self._timeouts.first_byte_s
-                self._fail(TimedOut(f"the replica did not answer within {limit_s} s"))
+                self._fail(FirstByteTimedOut(f"the replica did not answer within {limit_s} s"))
         elif waited_s > self._timeouts.between_bytes_s:
             connection = self._connection
             self._drop_connection()
             limit_s = self._timeouts.between_bytes_s
-            self._end_broken_stream(f"the replica was silent for {limit_s} s", connection)
+            error = StreamTimedOut(f"the replica was silent for {limit_s} s")
+            self._end_broken_stream(error, connection, Outcome.BROKEN_STREAM)
+
+    def _time_over(self) -> None:
+        error = TotalTimedOut(f"the request was not over within {self._timeouts.total_s} s")
+        if self._connecting is not None:
+            self._connecting.cancel()
+        connection = self._connection
+        self._drop_connection()
+        if self.started:
+            self._end_broken_stream(error, connection, Outcome.CUT_OFF)
+        else:
+            self._release(Outcome.CUT_OFF)
+            self._fail(error)
 
     # Reaching a replica
 
@@ -214,10 +187,11 @@ class Exchange:
             connection = await assignment.pool.connect()
         except ConnectFailed as error:
             self._connecting = None
-            self._replica_failed(Outcome.CONNECT_FAILED, f"cannot connect: {error}")
+            kind = ConnectTimedOut if isinstance(error, ConnectTooSlow) else Unavailable
+            self._replica_failed(Outcome.CONNECT_FAILED, f"cannot connect: {error}", kind)
         except PoolFull as error:
             self._connecting = None
-            self._replica_failed(Outcome.REFUSED, str(error))
+            self._replica_failed(Outcome.REFUSED, str(error), Overloaded)
         else:
             self._connecting = None
             self._send(assignment, connection)
@@ -270,7 +244,7 @@ class Exchange:
             self._first_byte(self._loop.time(), b"")
         self.usage = self._scan.usage()
         self._release(Outcome.ANSWERED)
-        self._client.exchange_done(keep_alive=self._keeps_alive())
+        self._client.exchange_done(keep_alive=self._keep_alive)
         self._finish()
 
     def answer_broken(self, reason: str) -> None:
@@ -278,7 +252,7 @@ class Exchange:
             return
         connection, self._connection = self._connection, None
         if self.started:
-            self._end_broken_stream(reason, connection)
+            self._end_broken_stream(UpstreamFailed(reason), connection, Outcome.BROKEN_STREAM)
             return
         self._head = None
         assert connection is not None
@@ -288,7 +262,7 @@ class Exchange:
             self._stale_retry_used = True
             self._connecting = self._loop.create_task(self._connect(self._assignment))
             return
-        self._replica_failed(Outcome.BROKEN, reason)
+        self._replica_failed(Outcome.BROKEN, reason, UpstreamFailed)
 
     # inside
 
@@ -297,6 +271,7 @@ class Exchange:
         assert self._assignment is not None
         self.first_byte_at = now
         self._assignment.first_byte(now)
+        self._keep_alive = self._keeps_alive()
         added: list[Header] = [
             (b"x-request-id", self.request.request_id),
             (b"x-warmroute-replica", self._assignment.replica_id.encode()),
@@ -306,7 +281,7 @@ class Exchange:
             self._head,
             added=added,
             chunked=self._head.chunked and self._dechunker is None,
-            keep_alive=self._keeps_alive(),
+            keep_alive=self._keep_alive,
         )
         self._client.write(head + data)
 
@@ -321,9 +296,9 @@ class Exchange:
             or self.request.method == b"HEAD"
             or head.status in (204, 304)
         )
-        return self.request.keep_alive and delimited
+        return delimited and self._client.stays_open(self.request)
 
-    def _replica_failed(self, outcome: str, reason: str) -> None:
+    def _replica_failed(self, outcome: str, reason: str, kind: type[ProtocolError]) -> None:
         """An attempt failed before the first byte: another replica, or the end."""
         now = self._loop.time()
         self.failure = reason
@@ -333,22 +308,31 @@ class Exchange:
         if may_retry:
             self._attempt()
         else:
-            self._fail(_ERRORS[outcome](f"replica {replica_id}: {reason}", retry_after_s=1.0))
+            self._fail(kind(f"replica {replica_id}: {reason}", retry_after_s=1.0))
 
-    def _end_broken_stream(self, reason: str, connection: ReplicaConnection | None) -> None:
-        """The replica failed in the middle of an answer: the client is told, not left guessing."""
+    def _end_broken_stream(
+        self, error: ProtocolError, connection: ReplicaConnection | None, outcome: str
+    ) -> None:
+        """An answer ends in its middle: the client is told, not left guessing.
+
+        Args:
+            connection: It stands where the last byte was relayed.
+        """
         assert self._head is not None
-        self.failure = reason
-        self._release(Outcome.BROKEN_STREAM)
+        self.failure = error.message
+        self._release(outcome)
         raw_chunks = self._head.chunked and self._dechunker is None
+        between_chunks = (
+            connection is not None and connection.between_chunks and self._scan.ends_line()
+        )
         can_speak = (
             self._head.is_event_stream()
             and self._head.content_length is None
-            and (not raw_chunks or (connection is not None and connection.between_chunks))
+            and (not raw_chunks or between_chunks)
         )
         if can_speak:
-            message = f"the stream broke: replica {self.replica_id}: {reason}"
-            event = sse.frame(encode_error(message, type="upstream_error", code="upstream_failed"))
+            message = f"the stream broke: replica {self.replica_id}: {error.message}"
+            event = sse.frame(encode_error(message, type=error.type, code=error.code))
             if not self._scan.ends_between_events(chunked=self._head.chunked):
                 event = b"\n\n" + event
             self._client.write(chunk(event) + LAST_CHUNK if raw_chunks else event)

@@ -6,8 +6,6 @@ Sources: RFC 9110 §7.6.1 (hop-by-hop fields), RFC 9112 §6 (framing), RFC 8297 
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 
-from protocol.errors import BadRequest
-
 Header = tuple[bytes, bytes]
 
 # Fields that speak of one connection only, never forwarded (RFC 9110 §7.6.1). Framing
@@ -20,16 +18,19 @@ HOP_BY_HOP = frozenset(
         b"proxy-authenticate",
         b"proxy-authorization",
         b"te",
-        b"trailer",
         b"upgrade",
     }
 )
+# Trailers of a request are dropped with its chunks; those of an answer are relayed.
 _NOT_FORWARDED_UPSTREAM = HOP_BY_HOP | {
     b"host",
     b"content-length",
     b"transfer-encoding",
+    b"trailer",
     b"expect",
     b"x-request-id",
+    b"x-forwarded-for",  # these two are among Request.forwarded
+    b"traceparent",
 }
 _NOT_FORWARDED_DOWNSTREAM = HOP_BY_HOP | {b"x-request-id", b"transfer-encoding", b"content-length"}
 
@@ -39,11 +40,18 @@ _STATUS_LINES = {
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class Request:
-    """A client's request, whole: head and body as they came, names in lower case."""
+NO_FIELDS: frozenset[bytes] = frozenset()
 
-    __slots__ = ("body", "headers", "keep_alive", "method", "request_id", "started_at", "target",
-                 "version")  # fmt: skip
+
+class Request:
+    """A client's request, whole: head and body as they came, names in lower case.
+
+    forwarded: Header lines for the replica about where the request came from.
+    not_forwarded: Names of fields that stop here, beside those that always do.
+    """
+
+    __slots__ = ("body", "forwarded", "headers", "keep_alive", "method", "not_forwarded",
+                 "request_id", "started_at", "target", "version")  # fmt: skip
 
     def __init__(
         self,
@@ -56,6 +64,8 @@ class Request:
         keep_alive: bool,
         request_id: bytes,
         started_at: float,
+        forwarded: bytes = b"",
+        not_forwarded: frozenset[bytes] = NO_FIELDS,
     ) -> None:
         self.method = method
         self.target = target
@@ -65,6 +75,8 @@ class Request:
         self.keep_alive = keep_alive
         self.request_id = request_id
         self.started_at = started_at
+        self.forwarded = forwarded
+        self.not_forwarded = not_forwarded
 
     @property
     def path(self) -> bytes:
@@ -83,9 +95,12 @@ class ResponseHead:
     """A replica's answer head, names in lower case.
 
     `content_length` is None and `chunked` False for a body that ends with the connection.
+    `not_forwarded`: names of fields that its Connection header keeps to that connection.
     """
 
-    __slots__ = ("chunked", "content_length", "headers", "keep_alive", "status")
+    __slots__ = (
+        "chunked", "content_length", "headers", "keep_alive", "not_forwarded", "status",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -95,12 +110,14 @@ class ResponseHead:
         content_length: int | None,
         chunked: bool,
         keep_alive: bool,
+        not_forwarded: frozenset[bytes] = NO_FIELDS,
     ) -> None:
         self.status = status
         self.headers = headers
         self.content_length = content_length
         self.chunked = chunked
         self.keep_alive = keep_alive
+        self.not_forwarded = not_forwarded
 
     def is_event_stream(self) -> bool:
         return any(
@@ -127,52 +144,23 @@ class OwnAnswer:
         self.content_type = content_type
 
 
-def expects_continue(headers: list[Header]) -> bool:
-    return any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
-
-
-def check_request_head(headers: list[Header], version: str, target: bytes) -> int | None:
-    """The declared content length.
-
-    Raises:
-        BadRequest: a head that smuggling is made of, or that names no host or path.
-    """
-    lengths = [value for name, value in headers if name == b"content-length"]
-    codings = [value for name, value in headers if name == b"transfer-encoding"]
-    hosts = [value for name, value in headers if name == b"host"]
-    if lengths and codings:
-        raise BadRequest("content-length and transfer-encoding exclude each other")
-    if len(lengths) > 1:
-        raise BadRequest("more than one content-length")
-    if codings and (len(codings) > 1 or codings[0].lower() != b"chunked" or version == "1.0"):
-        raise BadRequest("transfer-encoding can only be: chunked")
-    if len(hosts) > 1 or (version == "1.1" and not hosts):
-        raise BadRequest("a request has exactly one Host header")
-    if not target.startswith(b"/") and target != b"*":
-        raise BadRequest("the request target must be a path")
-    return int(lengths[0]) if lengths else None
-
-
-def connection_tokens(headers: Iterable[Header]) -> set[bytes]:
-    """Fields that this message's Connection header names: hop-by-hop for it too."""
-    return {
-        token.strip().lower()
-        for name, value in headers
-        if name == b"connection"
-        for token in value.split(b",")
-    }
+def connection_tokens(value: bytes) -> frozenset[bytes]:
+    """The fields that a Connection header names: hop-by-hop for this message too."""
+    if value.lower() in (b"keep-alive", b"close"):
+        return NO_FIELDS
+    return frozenset(token.strip(b" \t").lower() for token in value.split(b","))
 
 
 def request_head(request: Request, host: bytes) -> bytes:
     """The head to send to a replica: same method, target and end-to-end fields, our framing."""
-    named = connection_tokens(request.headers)
+    named = request.not_forwarded
     parts = [request.method, b" ", request.target, b" HTTP/1.1\r\nhost: ", host, b"\r\n"]
     for name, value in request.headers:
         if name not in _NOT_FORWARDED_UPSTREAM and name not in named:
             parts += (name, b": ", value, b"\r\n")
     if request.body or request.method in (b"POST", b"PUT", b"PATCH"):
         parts += (b"content-length: ", str(len(request.body)).encode(), b"\r\n")
-    parts += (b"x-request-id: ", request.request_id, b"\r\n\r\n")
+    parts += (request.forwarded, b"x-request-id: ", request.request_id, b"\r\n\r\n")
     return b"".join(parts)
 
 
@@ -186,12 +174,14 @@ def response_head(
         chunked: Whether the body that follows is framed in chunks.
         keep_alive: Whether the connection stays open after it.
     """
-    named = connection_tokens(head.headers)
+    named = head.not_forwarded
     parts = [status_line(head.status)]
     for name, value in head.headers:
         if name not in _NOT_FORWARDED_DOWNSTREAM and name not in named:
             parts += (name, b": ", value, b"\r\n")
-    if chunked:
+    if head.status == 204:
+        pass  # has neither (RFC 9110 §8.6, RFC 9112 §6.1)
+    elif chunked:
         parts.append(b"transfer-encoding: chunked\r\n")
     elif head.content_length is not None:
         parts += (b"content-length: ", str(head.content_length).encode(), b"\r\n")

@@ -13,7 +13,11 @@ class PoolFull(Exception):
 
 
 class ConnectFailed(Exception):
-    """No connection could be made in time; the message says why."""
+    """No connection could be made; the message says why."""
+
+
+class ConnectTooSlow(ConnectFailed):
+    """No connection could be made in time."""
 
 
 class ReplicaPool:
@@ -47,7 +51,8 @@ class ReplicaPool:
 
         Raises:
             PoolFull: the replica's connections are all in use.
-            ConnectFailed: refused, unreachable or too slow.
+            ConnectFailed: refused or unreachable.
+            ConnectTooSlow: not within `connect_timeout_s`.
         """
         if len(self._open) + self._connecting >= self._max_connections:
             raise PoolFull(f"{self._max_connections} connections are open")
@@ -62,7 +67,8 @@ class ReplicaPool:
             connection.abandon()  # it may just have been made
             raise
         except TimeoutError as error:
-            raise ConnectFailed(f"no connection within {self._connect_timeout_s} s") from error
+            connection.abandon()
+            raise ConnectTooSlow(f"no connection within {self._connect_timeout_s} s") from error
         except OSError as error:
             raise ConnectFailed(error.strerror or str(error)) from error
         finally:
@@ -74,6 +80,14 @@ class ReplicaPool:
         """Closes every connection; answers under way break."""
         for connection in list(self._open):
             connection.abandon()
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._open)
+
+    @property
+    def idle_connections(self) -> int:
+        return len(self._idle)
 
     def check(self) -> None:
         assert set(self._idle) <= self._open

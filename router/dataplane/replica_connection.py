@@ -9,9 +9,14 @@ from typing import Protocol, cast
 
 import httptools
 
-from router.dataplane.http1 import Header, ResponseHead
+from router.dataplane.http1 import NO_FIELDS, Header, ResponseHead, connection_tokens
 
+_HEAD_START = b"HTTP/1."
 _HEAD_END = b"\r\n\r\n"
+_SWITCHING = 101  # an end, not an interim answer: other bytes than HTTP follow
+_LARGE_BODY_BYTES = 65536  # from here on, joining head and body costs more than a second write
+_BROKE_HTTP = "the replica broke HTTP/1.1"
+_SURPLUS = f"{_BROKE_HTTP}: it sent more than one answer"
 
 
 class AnswerSink(Protocol):
@@ -43,12 +48,15 @@ class ReplicaConnection(asyncio.Protocol):
 
     def _reset(self) -> None:
         self._head = b""
+        self._head_bytes = 0
+        self._head_parsed = False
         self._head_done = False
         self._head_only = False
         self._status = 0
         self._headers: list[Header] = []
         self._answered = False
         self._complete = False
+        self._surplus = False
         self._in_chunk = False
         self._until_close = False
         self._keep_alive = False
@@ -66,7 +74,10 @@ class ReplicaConnection(asyncio.Protocol):
 
     @property
     def between_chunks(self) -> bool:
-        """Whether a chunked body stands at a chunk's end: there a chunk of ours can be put in."""
+        """Whether what was relayed of a chunked body ends after a chunk, or in the next one's size.
+
+        After a chunk, a chunk of ours can be put in.
+        """
         return self._head_done and not self._in_chunk
 
     def send(self, head: bytes, body: bytes, sink: AnswerSink, *, head_only: bool) -> None:
@@ -77,8 +88,10 @@ class ReplicaConnection(asyncio.Protocol):
         self._head_only = head_only
         self._sink = sink
         self._parser = httptools.HttpResponseParser(self)
-        self._transport.write(head + body if len(body) < 65536 else head)
-        if len(body) >= 65536:
+        if len(body) < _LARGE_BODY_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
             self._transport.write(body)
 
     def abandon(self) -> None:
@@ -108,6 +121,7 @@ class ReplicaConnection(asyncio.Protocol):
             self._close()
             return
         self._answered = True
+        in_chunk = self._in_chunk
         try:
             if not self._head_done:
                 rest = self._take_head(data)
@@ -115,15 +129,28 @@ class ReplicaConnection(asyncio.Protocol):
                     return
                 data = rest
             if data and self._sink is not None:
-                self._parser.feed_data(data)
+                if not self._complete:
+                    self._parser.feed_data(data)
+                else:
+                    self._surplus = True
+                if self._surplus:
+                    self._in_chunk = in_chunk
+                    self._break(_SURPLUS)
+                    return
                 self._sink.answer_bytes(data)
+        except httptools.HttpParserUpgrade:
+            self._break(f"{_BROKE_HTTP}: it switched protocols unasked")
+            return
         except httptools.HttpParserError as error:
-            self._break(f"the replica broke HTTP/1.1: {error}")
+            self._in_chunk = in_chunk  # these bytes are not relayed
+            self._break(f"{_BROKE_HTTP}: {error}")
             return
         if self._complete and self._sink is not None:
             self._end()
 
     def eof_received(self) -> bool:
+        if self._sink is None:
+            self._owner.connection_gone(self)  # not to be handed out before connection_lost
         return False  # close; connection_lost says the rest
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -140,13 +167,14 @@ class ReplicaConnection(asyncio.Protocol):
     # httptools callbacks
 
     def on_message_begin(self) -> None:
-        if self._complete:
-            raise ValueError("more than one answer")
+        self._surplus = self._complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
+        if not self._head_parsed:  # else it is a trailer: relayed as it came
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        self._head_parsed = True
         # llhttp forgets this with the end of the message.
         self._keep_alive = self._parser.should_keep_alive()
 
@@ -168,25 +196,47 @@ class ReplicaConnection(asyncio.Protocol):
             head, rest = self._head[: end + 4], self._head[end + 4 :]
             self._parser.feed_data(head)
             self._status = self._parser.get_status_code()
-            if 100 <= self._status < 200:  # interim answers are ours to swallow (RFC 9110 §15.2)
+            self._head_bytes += len(head)
+            if not self._head_parsed or self._head_bytes > self._max_head_bytes:
+                break
+            if 100 <= self._status < 200 and self._status != _SWITCHING:
+                # Interim answers are ours to swallow (RFC 9110 §15.2).
                 self._parser = httptools.HttpResponseParser(self)
-                self._headers, self._complete, self._head = [], False, rest
+                self._headers, self._head_parsed, self._complete = [], False, False
+                self._head = rest
                 continue
             self._head_done = True
-            self._hand_over_head()
+            self._head = b""
+            if (wrong := self._hand_over_head()) is not None:
+                self._break(f"{_BROKE_HTTP}: {wrong}")
+                return None
             return rest
-        if len(self._head) > self._max_head_bytes:
+        if (end >= 0 and not self._head_parsed) or _is_no_head(self._head):
+            self._break(f"{_BROKE_HTTP}: it sent something else than an answer's head")
+        elif self._head_bytes + len(self._head) > self._max_head_bytes:
             self._break("the replica's answer head is too large")
         return None
 
-    def _hand_over_head(self) -> None:
+    def _hand_over_head(self) -> str | None:
+        """Gives the head to the sink, or returns what is wrong with it."""
         length: int | None = None
-        chunked = False
+        codings = 0
+        not_forwarded = NO_FIELDS
         for name, value in self._headers:
-            if name == b"content-length" and value.isdigit():
-                length = int(value)
+            if name == b"content-length":
+                length = int(value)  # llhttp lets pass digits and blanks after them
             elif name == b"transfer-encoding":
-                chunked = value.lower().endswith(b"chunked")
+                codings += 1
+                if value.strip(b" \t").lower() != b"chunked":
+                    return "a transfer coding nobody asked for"
+            elif name == b"connection":
+                not_forwarded |= connection_tokens(value)
+        version = self._parser.get_http_version()
+        if self._status < 200:
+            return f"the status {self._status}"
+        if version not in ("1.1", "1.0") or codings > 1 or (codings and version == "1.0"):
+            return f"transfer codings in HTTP/{version}" if codings else f"HTTP/{version}"
+        chunked = codings == 1
         if self._head_only or self._status in (204, 304):
             self._complete = True
         self._until_close = length is None and not chunked and not self._complete
@@ -198,14 +248,24 @@ class ReplicaConnection(asyncio.Protocol):
                 content_length=length,
                 chunked=chunked,
                 keep_alive=self._keep_alive,
+                not_forwarded=not_forwarded,
             )
         )
+        return None
 
     def _end(self) -> None:
         sink, self._sink = self._sink, None
         self._served += 1
-        # After HEAD, llhttp still waits for the body that the length promised: start afresh.
-        if self._keep_alive and not self._until_close and not self._head_only:
+        assert self._transport is not None
+        reusable = (
+            self._keep_alive
+            and not self._until_close
+            # Some servers send a body after HEAD, too: it must not meet the next request.
+            and not self._head_only
+            # Answered before it had the whole request: it may never read the rest.
+            and self._transport.get_write_buffer_size() == 0
+        )
+        if reusable:
             self.resume_reading()
             self._owner.connection_idle(self)
         else:
@@ -220,5 +280,13 @@ class ReplicaConnection(asyncio.Protocol):
             sink.answer_broken(reason)
 
     def _close(self) -> None:
+        self._owner.connection_gone(self)  # not to be handed out before connection_lost
         if self._transport is not None:
             self._transport.abort()
+
+
+def _is_no_head(beginning: bytes) -> bool:
+    """Whether this cannot become a head, so that its end need not be waited for."""
+    if not _HEAD_START.startswith(beginning[: len(_HEAD_START)]):
+        return True
+    return beginning.count(b"\n") != beginning.count(b"\r\n")

@@ -4,7 +4,7 @@ import pytest
 
 from router.core.states import StateEvent
 from router.dataplane.answer_scan import AnswerUsage
-from router.dataplane.exchange import Outcome
+from router.dataplane.route import Outcome
 from tests.support.served import PROMPT, assign, clock, count, served, store
 
 

@@ -8,7 +8,7 @@ from msgspec import structs
 from router.core.policies import POLICIES, UnknownPolicy
 from router.core.states import State, StateEvent
 from router.dataplane.answer_scan import AnswerUsage
-from router.dataplane.exchange import Outcome
+from router.dataplane.route import Outcome
 from tests.support.data_plane import Call, ScriptedReplica
 from tests.support.front import answer, front
 from tests.support.served import USAGE, assign, believed, books_are_even, clock, served

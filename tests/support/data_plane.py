@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -9,9 +10,10 @@ from protocol.errors import MethodNotAllowed, ProtocolError, Unavailable
 from router.config import LimitsConfig, TimeoutsConfig
 from router.dataplane.answer_scan import AnswerUsage
 from router.dataplane.client_connection import ClientConnection
-from router.dataplane.exchange import Exchange, Outcome
+from router.dataplane.exchange import Exchange
 from router.dataplane.http1 import OwnAnswer, Request
 from router.dataplane.pool import ReplicaPool
+from router.dataplane.route import Outcome
 from router.dataplane.server import Server
 
 Script = Callable[["Call"], Awaitable[None]]
@@ -77,7 +79,7 @@ class ScriptedReplica:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -93,12 +95,15 @@ class ScriptedReplica:
         for writer in self._writers:
             writer.transport.abort()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self._writers.append(writer)
-        task = asyncio.current_task()
-        assert task is not None
+        # A task of our own: asyncio complains when one of its own is cancelled.
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -113,7 +118,6 @@ class ScriptedReplica:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the router left, or the script reset the connection
         finally:
-            self._tasks.discard(task)
             writer.transport.abort()
 
 
@@ -175,6 +179,8 @@ class StubHandler:
             if request.method not in (b"GET", b"HEAD"):
                 raise MethodNotAllowed("use GET", allow="GET, HEAD")
             return OwnAnswer(200, b'{"own":true}')
+        if self.draining:
+            raise Unavailable("the router is shutting down", retry_after_s=1)
         return StubRoute(self)
 
     def note_finished(self, exchange: Exchange) -> None:
@@ -246,8 +252,15 @@ class DataPlane:
         self.port = port
         self._peers: list[Peer] = []
 
-    async def connect(self) -> Peer:
-        peer = Peer(*await asyncio.open_connection("127.0.0.1", self.port, limit=2**24))
+    async def connect(self, receive_buffer_bytes: int | None = None) -> Peer:
+        """A client; its kernel's buffer for what it has not yet read may be kept small."""
+        # Named as TCP, or asyncio leaves Nagle's algorithm on.
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        sock.setblocking(False)
+        if receive_buffer_bytes is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        peer = Peer(*await asyncio.open_connection(sock=sock, limit=2**24))
         self._peers.append(peer)
         return peer
 
@@ -255,6 +268,22 @@ class DataPlane:
         """Until `count` exchanges are over."""
         async with asyncio.timeout(TIMEOUT_S), self.handler.changed:
             await self.handler.changed.wait_for(lambda: len(self.handler.finished) >= count)
+
+    async def settled(self, clients: int) -> None:
+        """Until nothing is held for anybody: no lease, no connections but `clients` and idle ones.
+
+        Clients are counted that the router has not yet closed.
+        """
+        pools, server = self.handler.pools.values(), self.handler.server
+        await until(
+            lambda: (
+                not self.handler.leases
+                and server.connections == clients
+                and all(pool.open_connections == pool.idle_connections for pool in pools)
+            )
+        )
+        for pool in pools:
+            pool.check()
 
     def close(self) -> None:
         for peer in self._peers:
@@ -295,6 +324,13 @@ async def data_plane(
         assert {outcome for _, outcome in handler.outcomes} <= {
             value for name, value in vars(Outcome).items() if name.isupper()
         }
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """For what changes and tells nobody."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
 
 def post(path: bytes = b"/v1/x", body: bytes = b"{}", extra: bytes = b"") -> bytes:

@@ -1,6 +1,10 @@
 """Nobody is waited for without end: slow clients, silent replicas, and the drain."""
 
 import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,50 +20,177 @@ async def silent(call: Call) -> None:
     await call.until_router_leaves()
 
 
+HALF_A_HEAD = b"GET /own HTTP/1.1\r\nHost:"
+HALF_A_BODY = post(body=b"12345")[:-2]
 SLOW_REQUESTS = {
-    "half a head": (b"GET /own HTTP/1.1\r\nHost:", b"HTTP/1.1 408 ", b"head"),
-    "half a body": (post(body=b"12345")[:-2], b"HTTP/1.1 408 ", b"body"),
-    "nothing": (b"", b"", b""),
+    "head": (HALF_A_HEAD, TimeoutsConfig(request_head_s=0.1), 408, "request_head_timed_out"),
+    "body": (HALF_A_BODY, TimeoutsConfig(request_body_s=0.1), 408, "request_body_timed_out"),
+    "head, in all": (HALF_A_HEAD, TimeoutsConfig(total_s=0.1), 504, "total_timed_out"),
+    "body, in all": (HALF_A_BODY, TimeoutsConfig(total_s=0.1), 504, "total_timed_out"),
 }
 
 
-@pytest.mark.parametrize(("sent", "status", "what"), SLOW_REQUESTS.values(), ids=SLOW_REQUESTS)
-async def test_a_client_that_does_not_go_on_is_not_waited_for(
-    sent: bytes, status: bytes, what: bytes
+@pytest.mark.parametrize(
+    ("sent", "timeouts", "status", "code"), SLOW_REQUESTS.values(), ids=SLOW_REQUESTS
+)
+async def test_a_request_that_does_not_arrive_is_not_waited_for(
+    sent: bytes, timeouts: TimeoutsConfig, status: int, code: str
 ) -> None:
-    timeouts = TimeoutsConfig(request_head_s=0.1, request_body_s=0.1, keep_alive_s=0.1)
-    async with data_plane(ScriptedReplica("r0", answer), timeouts=timeouts) as plane:
+    replica = ScriptedReplica("r0", answer)
+    async with data_plane(replica, timeouts=timeouts) as plane:
         client = await plane.connect()
         await client.send(sent)
-        try:
-            rest = await client.rest()
-        except ConnectionResetError:
-            rest = b""
-    assert rest.startswith(status)
-    assert what in rest
+        head, body = await client.response()
+        assert head.startswith(b"HTTP/1.1 %d " % status)
+        assert b"connection: close\r\n" in head
+        assert json.loads(body)["error"]["code"] == code
+        assert await client.rest() == b""
+    assert not replica.calls
 
 
-async def test_a_replica_that_does_not_answer_is_a_504() -> None:
-    timeouts = TimeoutsConfig(first_byte_s=0.1)
+@pytest.mark.parametrize("requests", [0, 1], ids=["at first", "after an answer"])
+async def test_an_idle_client_is_left_without_a_word(requests: int) -> None:
+    """A 408 could be taken for the answer to a request that is on its way."""
+    timeouts = TimeoutsConfig(keep_alive_s=0.1)
+    async with data_plane(ScriptedReplica("r0", answer), timeouts=timeouts) as plane:
+        client = await plane.connect()
+        for _ in range(requests):
+            await client.send(post())
+            await client.response()
+        with contextlib.suppress(ConnectionResetError):
+            assert await client.rest() == b""
+        await plane.settled(0)
+        assert not plane.handler.refusals
+
+
+async def test_empty_lines_do_not_keep_a_connection_open() -> None:
+    timeouts = TimeoutsConfig(keep_alive_s=0.3)
+    async with data_plane(ScriptedReplica("r0", answer), timeouts=timeouts) as plane:
+        client = await plane.connect()
+        async with asyncio.timeout(TIMEOUT_S):
+            with contextlib.suppress(ConnectionError):
+                while not client.reader.at_eof():
+                    await client.send(b"\r\n")
+                    await asyncio.sleep(0.05)  # a trickle
+        await plane.settled(0)
+
+
+@contextlib.contextmanager
+def full_backlog() -> Iterator[int]:
+    """A port where connections are neither made nor refused: its queue is full."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.socket())
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                waiting.connect(listening.getsockname())
+        yield listening.getsockname()[1]
+
+
+SLOW_REPLICAS = {
+    "first byte": (TimeoutsConfig(first_byte_s=0.1), "first_byte_timed_out", "broken"),
+    "in all": (TimeoutsConfig(total_s=0.1), "total_timed_out", "cut_off"),
+}
+
+
+@pytest.mark.parametrize(("timeouts", "code", "outcome"), SLOW_REPLICAS.values(), ids=SLOW_REPLICAS)
+async def test_a_replica_that_does_not_answer_is_a_504(
+    timeouts: TimeoutsConfig, code: str, outcome: str
+) -> None:
     async with data_plane(ScriptedReplica("r0", silent), timeouts=timeouts) as plane:
         client = await plane.connect()
         await client.send(post())
-        assert (await client.response())[0].startswith(b"HTTP/1.1 504 ")
+        head, body = await client.response()
+        assert head.startswith(b"HTTP/1.1 504 ")
+        assert b"connection: keep-alive\r\n" in head
+        assert json.loads(body)["error"]["code"] == code
+        await plane.settled(1)
+        assert plane.handler.outcomes == [("r0", outcome)]
 
 
-async def test_a_stream_that_falls_silent_ends_with_an_error_event() -> None:
+SLOW_CONNECTS = {
+    "connect": (TimeoutsConfig(connect_s=0.1), "connect_timed_out", "connect_failed"),
+    "in all": (TimeoutsConfig(total_s=0.1), "total_timed_out", "cut_off"),
+}
+
+
+@pytest.mark.parametrize(("timeouts", "code", "outcome"), SLOW_CONNECTS.values(), ids=SLOW_CONNECTS)
+async def test_a_replica_that_cannot_be_reached_in_time_is_a_504(
+    timeouts: TimeoutsConfig, code: str, outcome: str
+) -> None:
+    async with data_plane(ScriptedReplica("r0", answer), timeouts=timeouts) as plane:
+        client = await plane.connect()
+        with full_backlog() as port:
+            plane.handler.pools["r0"]._port = port
+            await client.send(post())
+            head, body = await client.response()
+        assert head.startswith(b"HTTP/1.1 504 ")
+        assert json.loads(body)["error"]["code"] == code
+        await plane.settled(1)
+        assert plane.handler.outcomes == [("r0", outcome)]
+
+
+SLOW_STREAMS = {
+    "between bytes": (TimeoutsConfig(between_bytes_s=0.1), "stream_timed_out", "broken_stream"),
+    "in all": (TimeoutsConfig(total_s=0.1), "total_timed_out", "cut_off"),
+}
+
+
+@pytest.mark.parametrize(("timeouts", "code", "outcome"), SLOW_STREAMS.values(), ids=SLOW_STREAMS)
+async def test_a_stream_that_takes_too_long_ends_with_an_error_event(
+    timeouts: TimeoutsConfig, code: str, outcome: str
+) -> None:
     async def script(call: Call) -> None:
         await call.start_stream()
         await call.event(b"one")
         await call.until_router_leaves()
 
-    timeouts = TimeoutsConfig(between_bytes_s=0.1)
     async with data_plane(ScriptedReplica("r0", script), timeouts=timeouts) as plane:
         client = await plane.connect()
         await client.send(post())
         rest = await client.rest()
-    assert b"was silent for 0.1 s" in rest
+        await plane.settled(0)
+        assert plane.handler.outcomes == [("r0", outcome)]
+    assert b'"type":"timeout_error"' in rest
+    assert b'"code":"%b"' % code.encode() in rest
     assert rest.endswith(b"0\r\n\r\n")
+
+
+async def test_a_stream_that_goes_on_and_on_is_cut_off_in_the_end() -> None:
+    async def script(call: Call) -> None:
+        await call.start_stream()
+        while True:
+            await call.event(b"tick")
+            await asyncio.sleep(0.01)
+
+    timeouts = TimeoutsConfig(total_s=0.3)
+    async with data_plane(ScriptedReplica("r0", script), timeouts=timeouts) as plane:
+        client = await plane.connect()
+        await client.send(post())
+        rest = await client.rest()
+    assert b'"code":"total_timed_out"' in rest
+    assert rest.endswith(b"0\r\n\r\n")
+
+
+async def test_the_time_a_request_waits_behind_others_counts() -> None:
+    release = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await release.wait()
+        await call.json()
+
+    replica = ScriptedReplica("r0", script)
+    timeouts = TimeoutsConfig(total_s=0.1)
+    async with data_plane(replica, timeouts=timeouts) as plane:
+        client = await plane.connect()
+        await client.send(post() + post())
+        for _ in range(2):
+            _, body = await client.response()
+            assert json.loads(body)["error"]["code"] == "total_timed_out"
+    assert len(replica.calls) == 1
 
 
 async def test_draining_finishes_what_runs_and_closes_what_idles() -> None:

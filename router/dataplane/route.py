@@ -1,0 +1,61 @@
+"""What an exchange asks of the router behind it: replicas to try, and who hears of the end."""
+
+from typing import TYPE_CHECKING, Protocol
+
+from protocol.errors import ProtocolError
+from router.dataplane.answer_scan import AnswerUsage
+from router.dataplane.http1 import Request
+from router.dataplane.pool import ReplicaPool
+
+if TYPE_CHECKING:
+    from router.dataplane.exchange import Exchange
+
+
+class Outcome:
+    """How one attempt on one replica ended."""
+
+    ANSWERED = "answered"  # the answer was relayed to its end, whatever its status
+    REFUSED = "refused"  # 429 or 503 before any of it was relayed: busy, not broken
+    CONNECT_FAILED = "connect_failed"
+    BROKEN = "broken"  # failed before the first byte
+    BROKEN_STREAM = "broken_stream"  # failed after it
+    CLIENT_GONE = "client_gone"  # nobody's fault
+    CUT_OFF = "cut_off"  # the request's total time was over: nobody's fault either
+    CRASHED = "crashed"  # a bug of ours
+
+
+class Assignment(Protocol):
+    """A replica chosen for a request, with its lease."""
+
+    replica_id: str
+    matched_tokens: int
+    pool: ReplicaPool
+
+    def first_byte(self, now: float) -> None:
+        """The first byte of the answer's body has arrived."""
+
+    def release(self, outcome: str, status: int, usage: AnswerUsage, now: float) -> None:
+        """The attempt is over. Called exactly once."""
+
+
+class Route(Protocol):
+    """What the router knows of one request, and where it may go."""
+
+    def assign(self, now: float) -> Assignment:
+        """A replica not yet tried, its lease taken. Raises ProtocolError when there is none."""
+
+    def may_retry(self, now: float) -> bool:
+        """Whether another replica may be tried: attempts and retry budget permitting."""
+
+    def finished(self, exchange: "Exchange", now: float) -> None:
+        """The exchange is over; for the log line and the metrics. Called exactly once."""
+
+
+class Client(Protocol):
+    """The connection the request came from."""
+
+    def write(self, data: bytes) -> None: ...
+    def stays_open(self, request: Request) -> bool: ...
+    def answer_error(self, error: ProtocolError, request: Request) -> None: ...
+    def exchange_done(self, *, keep_alive: bool) -> None: ...
+    def abort(self) -> None: ...
