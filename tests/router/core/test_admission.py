@@ -205,6 +205,16 @@ def test_a_full_queue_sheds_what_is_less_urgent(
     admission.check()
 
 
+def test_of_one_level_the_youngest_is_shed_not_who_has_waited_to_be_there() -> None:
+    admission = admission_of(queue_requests=2, aging_s=10.0)
+    offer(admission, 10)
+    old = offer(admission, 1, priority=1, now=0.0)
+    young = offer(admission, 1, priority=0, now=9.0)
+    urgent = Ticket("m", 1, priority=-1)
+    assert admission.offer(urgent, 10.0) == [young]
+    assert old.level == 0
+
+
 def test_without_a_queue_what_does_not_fit_is_refused() -> None:
     admission = admission_of(queue_requests=0)
     offer(admission, 10)
