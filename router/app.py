@@ -31,6 +31,7 @@ from router.core.policies import UnknownPolicy
 from router.core.ranks import rank_cache_id
 from router.core.states import StateEvent
 from router.dataplane.pool import ReplicaPool
+from router.gate import Gate
 from router.handler import RouterHandler
 from router.metrics import RouterMetrics
 from router.request_log import RequestLog
@@ -78,7 +79,7 @@ async def serve(config: RouterConfig, seat: Seat | None = None) -> int:
     request_log = RequestLog(sys.stderr) if config.log_requests else None
     handler = RouterHandler(config, models, metrics, request_log, loop.time())
     stop = stop_signals()
-    admin = web.AppRunner(admin_app(models, metrics), access_log=None)
+    admin = web.AppRunner(admin_app(models, metrics, handler.gate.admission), access_log=None)
     await admin.setup()
     try:
         await _open_admin(admin, config, seat)
@@ -94,6 +95,7 @@ async def serve(config: RouterConfig, seat: Seat | None = None) -> int:
             asyncio.TaskGroup() as tasks,
         ):
             control = tasks.create_task(_control(models, config, http))
+            waiting = tasks.create_task(_end_long_waits(handler.gate))
             timeouts = tasks.create_task(handler.server.watch_timeouts())
             if seat is not None:
                 seat.on_ready()
@@ -102,8 +104,8 @@ async def serve(config: RouterConfig, seat: Seat | None = None) -> int:
             handler.draining = True
             if not await handler.server.drain(config.timeouts.drain_s):
                 log.warning("cut off what still ran after %s s", config.timeouts.drain_s)
-            control.cancel()
-            timeouts.cancel()
+            for task in (control, waiting, timeouts):
+                task.cancel()
     finally:
         if request_log is not None:
             request_log.flush()
@@ -213,6 +215,13 @@ def _probed(model: ServedModel, replica: str, failure: str | None) -> None:
 
 def _reported(model: ServedModel, replica: str, report: LoadReport) -> None:
     model.load_reports[replica] = report
+
+
+async def _end_long_waits(gate: Gate) -> None:
+    loop = asyncio.get_running_loop()
+    while gate.limited:
+        await asyncio.sleep(_EXPIRE_INTERVAL_S)
+        gate.tick(loop.time())
 
 
 async def _expire_predictions(model: ServedModel) -> None:

@@ -88,6 +88,10 @@ class ReplicaConfig(_Section, frozen=True, kw_only=True):
     cache_tokens: Without kv_events: how many tokens the replica can cache. What was used there
         longest ago is taken as evicted when more have been. Absent: estimated from the
         cached_tokens of its answers, from 500,000 on; without those it stays there.
+    max_tokens: Tokens that may be in flight there at once, prompts and expected answers together;
+        beyond it requests go elsewhere or wait: see AdmissionConfig. A request larger than the
+        largest such limit of its model runs when a replica with that limit is idle. Absent: no
+        limit. A good value is a little less than its KV cache holds.
     """
 
     id: str
@@ -95,6 +99,7 @@ class ReplicaConfig(_Section, frozen=True, kw_only=True):
     kv_events: KvEventsConfig | None = None
     load_reports: LoadReportsConfig | None = None
     cache_tokens: Positive | None = None
+    max_tokens: Positive | None = None
 
     def __post_init__(self) -> None:
         if not self.id or not self.id.isascii() or not self.id.isprintable():
@@ -178,6 +183,33 @@ class LimitsConfig(_Section, frozen=True, kw_only=True):
     max_connections_per_replica: Positive = 1024
 
 
+class AdmissionConfig(_Section, frozen=True, kw_only=True):
+    """Which requests wait in the router, and in what order: when tokens in flight are limited.
+
+    Tokens in flight are what admitted requests will occupy in KV caches, prompts and expected
+    answers together. Without `max_tokens`, here or of a replica, nobody waits.
+
+    max_tokens: Tokens in flight, all models together; beyond it requests wait. One larger than
+        this by itself runs when nothing else does. Absent: no limit.
+    queue_requests: Requests that may wait; beyond it the youngest of the least urgent gets 429. 0:
+        none, what does not fit gets 429 at once.
+    queue_bytes: Bytes of bodies that may wait; beyond it as with queue_requests.
+    queue_timeout_s: So long a request may wait, from its arrival; then 429.
+    aging_s: Each time a request has waited for so long, it is as urgent as priorities one smaller
+        than before, down to -8. null: never; then the less urgent may wait until their time is
+        over. Priorities are -8 to 8 (others count as the nearest of these); smaller goes first.
+    quantum_tokens: What a tenant is served in one turn, about, before the next tenant of the same
+        priority and model. Smaller is fairer over short times, larger costs less time.
+    """
+
+    max_tokens: Positive | None = None
+    queue_requests: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 1024
+    queue_bytes: Positive = 256 * 1024 * 1024
+    queue_timeout_s: Seconds = 30.0
+    aging_s: Seconds | None = 10.0
+    quantum_tokens: Positive = 8192
+
+
 class TimeoutsConfig(_Section, frozen=True, kw_only=True):
     """Every timeout with its exact start and end, seconds, and the error code it ends in.
 
@@ -254,6 +286,7 @@ class RouterConfig(_Section, frozen=True, kw_only=True):
     listen: ListenConfig = ListenConfig()
     admin: AdminConfig = AdminConfig()
     limits: LimitsConfig = LimitsConfig()
+    admission: AdmissionConfig = AdmissionConfig()
     timeouts: TimeoutsConfig = TimeoutsConfig()
     retry: RetryConfig = RetryConfig()
     probe: ProbeConfig = ProbeConfig()

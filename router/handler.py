@@ -7,7 +7,7 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from urllib.parse import unquote
 
 import msgspec
@@ -24,10 +24,12 @@ from protocol.openai import ModelCard, ModelList
 from router.config import RouterConfig
 from router.core.ids import ReplicaId
 from router.core.retry_budget import RetryBudget
+from router.core.ticket import Ticket, TicketState
 from router.dataplane.client_connection import ClientConnection
 from router.dataplane.exchange import Exchange
 from router.dataplane.http1 import OwnAnswer, Request
 from router.dataplane.server import Server
+from router.gate import Gate, priority_of, tenant_of
 from router.metrics import RouterMetrics
 from router.model_names import ModelNames
 from router.request_log import RequestLog
@@ -75,6 +77,7 @@ class RouterHandler:
         self.max_attempts = config.retry.max_attempts
         self.server = Server(self, config.limits.max_connections)
         self.log = log
+        self.gate = Gate(config, models, metrics)
         self._names = ModelNames(config.models)
         self._created = int(time.time())
         self._id_prefix = secrets.token_hex(6)
@@ -98,8 +101,20 @@ class RouterHandler:
         model = self.models[self._names.resolve(view.model)]
         if view.model and view.model != model.name:
             request.body = with_model(request.body, model.name)
+        priority = priority_of(request, view.priority) if self.gate.limited else 0
         prompt = prompt_bytes(path, view, model.assets)
-        return RoutedRequest(self, model, view, prompt)
+        routed = RoutedRequest(self, model, view, prompt)
+        if self.gate.limited:
+            routed.ticket = Ticket(
+                model=model.name,
+                tokens=model.tokens_of(
+                    len(request.body if prompt is None else prompt), view.expected_output_tokens
+                ),
+                tenant=tenant_of(request),
+                priority=priority,
+                body_bytes=len(request.body),
+            )
+        return routed
 
     def new_request_id(self) -> bytes:
         return f"{self._id_prefix}-{next(self._id_numbers):x}".encode()
@@ -179,11 +194,18 @@ class RoutedRequest:
         self, handler: RouterHandler, model: ServedModel, view: RequestView, prompt: bytes | None
     ) -> None:
         self.model = model
+        self.ticket: Ticket | None = None  # where room is limited
         self._handler = handler
         self._view = view
         self._prompt = prompt
         self._tried: set[ReplicaId] = set()
         handler.in_flight += 1
+
+    def enter(self, exchange: Exchange, now: float) -> bool:
+        if self.ticket is None or not self.model.fleet.routable:
+            return True
+        self.ticket.owner = exchange
+        return self._handler.gate.enter(self.ticket, now)
 
     def assign(self, now: float) -> ReplicaAssignment:
         budget = self._handler.retry_budget
@@ -191,15 +213,22 @@ class RoutedRequest:
             budget.retry()
         else:
             budget.request(now)
+        excluded: Collection[ReplicaId] = self._tried
+        admission, ticket = self._handler.gate.admission, self.ticket
+        placed = ticket is not None and ticket.state is TicketState.ADMITTED
+        if ticket is not None and placed:
+            excluded = admission.excluded(ticket, excluded)
         assignment = self.model.assign(
             self._prompt,
             self._view.namespace,
             output_tokens_max=self._view.expected_output_tokens,
             streaming=bool(self._view.stream),
-            excluded=self._tried,
+            excluded=excluded,
             now=now,
         )
         self._tried.add(assignment.replica_id)
+        if ticket is not None and placed:
+            admission.take(ticket, assignment.replica_id)
         return assignment
 
     def may_retry(self, now: float) -> bool:
@@ -213,6 +242,8 @@ class RoutedRequest:
     def finished(self, exchange: Exchange, now: float) -> None:
         self._handler.in_flight -= 1
         self._handler.finished(self, exchange, now)
+        if self.ticket is not None:
+            self._handler.gate.leave(self.ticket, now)
 
 
 def _view(path: bytes, request: Request) -> RequestView:

@@ -40,6 +40,12 @@ class RouterMetrics:
             ["model"],
             _LATENCY_BUCKETS_S,
         )
+        self.queue_seconds = HistogramFamily(
+            "warmroute_queue_seconds",
+            "How long requests waited for room, of those that had to.",
+            ["model"],
+            _LATENCY_BUCKETS_S,
+        )
         self.prompt_tokens = CounterFamily(
             "warmroute_prompt_tokens",
             "Prompt tokens of answers that reported usage.",

@@ -5,7 +5,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from random import Random
 
 from prompt.assets import PromptAssets
@@ -80,6 +80,8 @@ class ServedModel:
         self.load_reports: dict[ReplicaId, LoadReport] = {}
         self.subscriptions: dict[str, SubscriptionStatus] = {}  # by cache id: see router.core.ranks
         self.last_decision: Decision | None = None
+        # Told when other replicas may get requests than before.
+        self.routable_changed: Callable[[ServedModel, float], None] = lambda model, now: None
         self._policy = make_policy(config.policy.kind)
         self._pools = pools
         self._metrics = metrics
@@ -111,7 +113,7 @@ class ServedModel:
         *,
         output_tokens_max: int | None,
         streaming: bool,
-        excluded: set[ReplicaId],
+        excluded: Collection[ReplicaId],
         now: float,
     ) -> "ReplicaAssignment":
         """Chooses a replica, takes its lease and remembers what it will soon hold.
@@ -173,6 +175,11 @@ class ServedModel:
             default=0,
         )
 
+    def tokens_of(self, prompt_bytes: int, output_tokens_max: int | None) -> int:
+        """What a request will occupy in a KV cache, about: at least 1."""
+        prompt_tokens = prompt_bytes / self.cost.bytes_per_token
+        return int(prompt_tokens + self.cost.expected_output_tokens(output_tokens_max)) or 1
+
     def can_retry(self, excluded: set[ReplicaId]) -> bool:
         """Whether there is a routable replica not in `excluded`."""
         return any(replica.id not in excluded for replica in self.fleet.routable)
@@ -191,6 +198,7 @@ class ServedModel:
                 "replica %s: %s -> %s (%s)",
                 replica, transition.before, transition.after, transition.event,
             )  # fmt: skip
+            self.routable_changed(self, now)
 
     def events_changed(self, cache_id: str, _status: SubscriptionStatus) -> None:
         """Events of a replica or one of its ranks were applied, or a status in `subscriptions`

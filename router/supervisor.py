@@ -271,10 +271,28 @@ def share_of(config: RouterConfig) -> RouterConfig:
         max_requests=share(config.limits.max_requests),
         max_connections_per_replica=share(config.limits.max_connections_per_replica),
     )
+    admission = msgspec.structs.replace(
+        config.admission,
+        max_tokens=config.admission.max_tokens and share(config.admission.max_tokens),
+        queue_requests=share(config.admission.queue_requests),
+        queue_bytes=share(config.admission.queue_bytes),
+    )
+    models = [
+        msgspec.structs.replace(
+            model,
+            replicas=[
+                msgspec.structs.replace(one, max_tokens=one.max_tokens and share(one.max_tokens))
+                for one in model.replicas
+            ],
+        )
+        for model in config.models
+    ]
     retry = msgspec.structs.replace(
         config.retry, budget_min_per_s=config.retry.budget_min_per_s / workers
     )
-    return msgspec.structs.replace(config, limits=limits, retry=retry)
+    return msgspec.structs.replace(
+        config, models=models, limits=limits, retry=retry, admission=admission
+    )
 
 
 def supervisor_app(workers: Workers) -> web.Application:

@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from router.control.worker_metrics import told
+from router.core.admission import Admission
 from router.core.chains import Tier
 from router.core.fleet import Replica
 from router.core.states import State
@@ -18,9 +19,11 @@ from router.metrics import RouterMetrics
 from router.served_model import ServedModel
 
 
-def admin_app(models: Mapping[str, ServedModel], metrics: RouterMetrics) -> web.Application:
+def admin_app(
+    models: Mapping[str, ServedModel], metrics: RouterMetrics, admission: Admission
+) -> web.Application:
     """GET /metrics, /admin/replicas, /health; /metrics/told for the supervisor of workers."""
-    metrics.registry.register(FleetCollector(models))
+    metrics.registry.register(FleetCollector(models, admission))
 
     async def get_metrics(request: web.Request) -> web.Response:
         body = generate_latest(metrics.registry)
@@ -128,8 +131,9 @@ def _json(content: Any) -> web.Response:
 class FleetCollector:
     """Reads the fleet's numbers when they are asked for, not when they change."""
 
-    def __init__(self, models: Mapping[str, ServedModel]) -> None:
+    def __init__(self, models: Mapping[str, ServedModel], admission: Admission) -> None:
         self._models = models
+        self._admission = admission
 
     def collect(self) -> list[Metric]:
         labels = ["model", "replica"]
@@ -198,6 +202,18 @@ class FleetCollector:
             "Blocks forgotten because the tree was too large.",
             labels=["model"],
         )
+        waiting = GaugeMetricFamily(
+            "warmroute_queued_requests", "Requests that wait for room.", labels=["priority"]
+        )
+        for level, count in self._admission.queue.requests_by_level.items():
+            if count:
+                waiting.add_metric([str(level)], count)
+        admissions = CounterMetricFamily(
+            "warmroute_admissions", "Requests by what became of them.", labels=["outcome"]
+        )
+        counters = self._admission.counters
+        for outcome in ("admitted", "queued", "refused", "shed", "expired", "withdrawn"):
+            admissions.add_metric([outcome], getattr(counters, outcome))
         for model in self._models.values():
             tree_bytes.add_metric([model.name], model.tree.bytes_stored)
             tree_resident.add_metric([model.name], model.tree.bytes_resident)
@@ -231,5 +247,5 @@ class FleetCollector:
                     lag.add_metric(key, max(lags))
         return [
             state, leases, pending, cached, capacity, lag, missing, trust, synced, gaps, malformed,
-            skipped, tree_bytes, tree_resident, forgotten,
+            skipped, tree_bytes, tree_resident, forgotten, waiting, admissions,
         ]  # fmt: skip

@@ -17,6 +17,7 @@ _SUMS = ("counter", "histogram")
 _GAUGES: dict[str, Callable[[float, float], float]] = {
     "warmroute_replica_leases": float.__add__,
     "warmroute_replica_pending_prefill_tokens": float.__add__,
+    "warmroute_queued_requests": float.__add__,
     "warmroute_prefix_tree_bytes": float.__add__,
     "warmroute_prefix_tree_resident_bytes": float.__add__,
     "warmroute_replica_cached_tokens": max,

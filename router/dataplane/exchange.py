@@ -1,10 +1,11 @@
 """One request's life after its last byte came in: choose a replica, send, relay, end or try again.
 
-1. `route.assign` chooses a replica and takes its lease, synchronously.
-2. An idle connection is used at once; else one is opened.
-3. The answer's head is held back until its first body byte, so that until then another replica
+1. `route.enter` lets it in, or has it wait until there is room.
+2. `route.assign` chooses a replica and takes its lease, synchronously.
+3. An idle connection is used at once; else one is opened.
+4. The answer's head is held back until its first body byte, so that until then another replica
    can still be tried. From then on the bytes are relayed as they come.
-4. At the true end (or failure, or the client's leaving) the lease is released, once.
+5. At the true end (or failure, or the client's leaving) the lease is released, once.
 """
 
 import asyncio
@@ -84,10 +85,27 @@ class Exchange:
         return self.first_byte_at is not None
 
     def start(self) -> None:
-        if self._ends_by < math.inf and self._loop.time() > self._ends_by:
+        now = self._loop.time()
+        if now > self._ends_by:
             self._time_over()  # while it waited behind others on its connection
-        else:
+            return
+        try:
+            enters = self._route.enter(self, now)
+        except ProtocolError as error:
+            self._fail(error)
+            return
+        if enters:
             self._attempt()
+
+    def admitted(self) -> None:
+        """There is room now."""
+        if not self._done:
+            self._attempt()
+
+    def turned_away(self, error: ProtocolError) -> None:
+        """There was no room in time."""
+        if not self._done:
+            self._fail(error)
 
     def client_gone(self) -> None:
         """The client has left: stop at once, so that the replica frees its blocks."""

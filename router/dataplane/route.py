@@ -41,6 +41,10 @@ class Assignment(Protocol):
 class Route(Protocol):
     """What the router knows of one request, and where it may go."""
 
+    def enter(self, exchange: "Exchange", now: float) -> bool:
+        """Whether the request may be assigned at once. If not, the exchange will be told that it
+        is admitted or turned away. Raises ProtocolError when it may not even wait."""
+
     def assign(self, now: float) -> Assignment:
         """A replica not yet tried, its lease taken. Raises ProtocolError when there is none."""
 

@@ -10,6 +10,7 @@ import pytest
 
 from cli.main import make_parser
 from router.control.admin import FleetCollector
+from router.core.admission import Admission
 from router.metrics import RouterMetrics
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ def test_the_readme_has_commands_of_each_kind() -> None:
 
 def test_every_metric_is_documented_and_every_documented_metric_exists() -> None:
     metrics = RouterMetrics()
-    metrics.registry.register(FleetCollector({}))
+    metrics.registry.register(FleetCollector({}, Admission()))
     exported = {family.name for family in metrics.registry.collect()}
     documented = set(
         re.findall(r"^\| `(warmroute_\w+)`", (ROOT / "docs/metrics.md").read_text(), re.M)

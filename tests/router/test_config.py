@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 import yaml
+from msgspec import structs
 
 from cli.config_file import ConfigError, load_router
+from router.config import AdmissionConfig
+from router.core.admission import Admission
 
 REPLICA: dict[str, Any] = {"id": "r0", "url": "http://127.0.0.1:8101"}
 
@@ -28,6 +31,19 @@ def test_the_smallest_config_has_defaults(tmp_path: Path) -> None:
     assert config.models[0].policy.kind == "prefix_aware"
     assert config.models[0].replicas[0].address == ("127.0.0.1", 8101)
     assert config.models[0].replicas[0].cache_tokens is None
+
+
+def test_admission_limits_are_read(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        router(
+            {"max_tokens": 9}, admission={"max_tokens": 7, "aging_s": None, "queue_requests": 0}
+        ),
+    )
+    assert config.models[0].replicas[0].max_tokens == 9
+    admission = Admission(**structs.asdict(config.admission))
+    assert admission.capacity.limited
+    assert not Admission(**structs.asdict(AdmissionConfig())).capacity.limited
 
 
 FIRST = "$.models[0].replicas[0]"
@@ -58,6 +74,12 @@ FIRST = "$.models[0].replicas[0]"
         pytest.param(router({"load_reports": {"endpoint": "x"}}), f"`{FIRST}.load_reports`",
                      id="load-endpoint"),
         pytest.param(router({"cache_tokens": 0}), f"`{FIRST}.cache_tokens`", id="cache-tokens"),
+        pytest.param(router({"max_tokens": 0}), f"`{FIRST}.max_tokens`", id="max-tokens"),
+        pytest.param(router(admission={"max_tokens": -1}), "`$.admission.max_tokens`",
+                     id="max-tokens-over-all"),
+        pytest.param(router(admission={"aging_s": 0}), "`$.admission.aging_s`", id="aging"),
+        pytest.param(router(admission={"queue_timeout_s": None}), "`$.admission.queue_timeout_s`",
+                     id="every-wait-has-an-end"),
         pytest.param(router(listen={"port": 70000}), "`$.listen.port`", id="port"),
         pytest.param(router(timeouts={"connect_s": 0}), "`$.timeouts.connect_s`", id="timeout"),
         pytest.param(router(limits={"max_requests": 0}), "`$.limits.max_requests`", id="limit"),

@@ -145,6 +145,9 @@ class StubRoute:
         self._handler = handler
         self._left = list(handler.pools)
 
+    def enter(self, exchange: Exchange, now: float) -> bool:
+        return True
+
     def assign(self, now: float) -> StubAssignment:
         if not self._left:
             raise Unavailable("no replica is left", retry_after_s=1)

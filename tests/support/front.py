@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
@@ -53,6 +53,10 @@ class Front:
         body = {"messages": [{"role": "user", "content": "hi"}], **fields}
         return await self.http.post("/v1/chat/completions", json=body)
 
+    def make_ready(self, replica: str) -> None:
+        now = asyncio.get_running_loop().time()
+        self.models["m"].apply(replica, StateEvent.PROBE_OK, now)
+
     def count(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
@@ -74,7 +78,9 @@ class Front:
 async def front(
     *replicas: ScriptedReplica,
     ready: bool = True,
+    ready_replicas: Collection[str] | None = None,
     kv_events: dict[str, Any] | None = None,
+    max_tokens: Mapping[str, int] | None = None,
     **config: Any,
 ) -> AsyncIterator[Front]:
     """A router of model "m" on `replicas`, with an alias and a wildcard. No lease is left."""
@@ -85,7 +91,12 @@ async def front(
         "aliases": ["default", "gpt-*"],
         "policy": {"kind": "round_robin"},
         "replicas": [
-            {"id": one.id, "url": f"http://127.0.0.1:{one.port}", "kv_events": kv_events}
+            {
+                "id": one.id,
+                "url": f"http://127.0.0.1:{one.port}",
+                "kv_events": kv_events,
+                "max_tokens": (max_tokens or {}).get(one.id),
+            }
             for one in replicas
         ],
     }
@@ -106,7 +117,8 @@ async def front(
         }
         pools += by_id.values()
         models[one.name] = ServedModel(one, None, by_id, settings.prediction, metrics, Random(0))
-        for replica_id in by_id if ready else ():
+        wanted = by_id if ready_replicas is None else ready_replicas
+        for replica_id in wanted if ready else ():
             models[one.name].apply(replica_id, StateEvent.PROBE_OK, loop.time())
     log_file = io.StringIO()
     log = RequestLog(log_file) if settings.log_requests else None
@@ -121,6 +133,8 @@ async def front(
         watcher.cancel()
         assert await handler.server.drain(TIMEOUT_S)
         assert handler.in_flight == 0
+        handler.gate.admission.check()
+        assert handler.gate.admission.capacity.in_flight_tokens == 0
         for served in models.values():
             served.fleet.check()
             served.tree.check()

@@ -31,7 +31,7 @@ async def test_replicas_decisions_and_metrics_are_shown() -> None:
         model.index.apply("a", [UnknownEvent(type="later")])
         model.tree.store("a", (), [1], None, [b"text"], 16)
         model.tree.store("a", (), [2], None, [b"other"], 16, Tier.HOST)
-        app = admin_app(router.models, router.metrics)
+        app = admin_app(router.models, router.metrics, router.handler.gate.admission)
         async with TestClient(TestServer(app)) as client:
             await router.chat()
             await router.until_idle()

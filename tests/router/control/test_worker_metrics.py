@@ -4,6 +4,7 @@ from prometheus_client import CollectorRegistry
 
 from router.control.admin import FleetCollector
 from router.control.worker_metrics import _GAUGES, WorkerMetrics, told
+from router.core.admission import Admission
 from router.metrics import RouterMetrics
 
 
@@ -42,5 +43,5 @@ def test_counts_add_up_and_stay_when_a_worker_ends() -> None:
 
 
 def test_there_is_a_rule_for_every_gauge() -> None:
-    gauges = {one.name for one in FleetCollector({}).collect() if one.type == "gauge"}
+    gauges = {one.name for one in FleetCollector({}, Admission()).collect() if one.type == "gauge"}
     assert gauges == set(_GAUGES)

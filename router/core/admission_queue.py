@@ -1,0 +1,210 @@
+"""What waits for admission, in the order it is admitted: by level, then tenants in turn.
+
+    model m   level -1   TenantRing     A request starts in the level that is its priority, and
+              level  0   TenantRing     each `aging_s` comes to the next more urgent one, to -8 at
+    model n   level  0   TenantRing     most. Of its tenant's requests there it is the last. A turn
+                                        it was saving for in the level it left is forgotten.
+
+The same tickets lie in two more orders, so that whatever happens costs O(1) for each ticket it
+happens to (and O(levels) once): by arrival within each priority, where the oldest expires and the
+youngest is shed, and by coming to each level, where the first is the next to age. Of one priority
+the older is never less urgent than the younger, so the youngest of the least urgent level is the
+last of some priority.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+
+from router.core.tenant_ring import TenantRing
+from router.core.ticket import LEAST_URGENT, LEVELS, MOST_URGENT, Ticket, clamped
+
+
+class AdmissionQueue:
+    """Unbounded: whoever adds keeps the bounds.
+
+    Attributes:
+        requests, tokens, body_bytes: Of all that waits.
+        requests_by_level, bytes_by_level: The same, level by level.
+    """
+
+    def __init__(self, *, quantum_tokens: int, aging_s: float | None) -> None:
+        self.requests = 0
+        self.tokens = 0
+        self.body_bytes = 0
+        self.requests_by_level = dict.fromkeys(LEVELS, 0)
+        self.bytes_by_level = dict.fromkeys(LEVELS, 0)
+        self._quantum_tokens = quantum_tokens
+        self._aging_s = aging_s
+        # By model, then level; only what is not empty.
+        self._rings: dict[str, dict[int, TenantRing]] = {}
+        self._by_arrival: dict[int, OrderedDict[Ticket, None]] = {
+            priority: OrderedDict() for priority in LEVELS
+        }
+        self._by_entry: dict[int, OrderedDict[Ticket, None]] = {
+            level: OrderedDict() for level in LEVELS
+        }
+        self._arrivals = 0
+        self._now = float("-inf")
+        # Nobody ages before.
+        self._ages_at = float("inf")
+
+    @property
+    def models(self) -> Iterable[str]:
+        """Those for which something waits."""
+        return self._rings.keys()
+
+    def head(self, model: str) -> Ticket | None:
+        """Who of this model is next."""
+        rings = self._rings.get(model)
+        return rings[min(rings)].head() if rings else None
+
+    def add(self, ticket: Ticket, now: float) -> None:
+        """It waits from now on, in the level of its priority."""
+        self.age(now)
+        ticket.number = self._arrivals
+        self._arrivals += 1
+        ticket.offered_at = ticket.entered_at = self._now
+        ticket.level = clamped(ticket.priority)
+        self.requests += 1
+        self.tokens += ticket.tokens
+        self.body_bytes += ticket.body_bytes
+        self._by_arrival[ticket.level][ticket] = None
+        self._enter(ticket)
+
+    def serve(self, ticket: Ticket) -> None:
+        """Take out its model's head, at its tenant's cost."""
+        self._ring_of(ticket).serve(ticket)
+        self._left(ticket)
+
+    def remove(self, ticket: Ticket) -> None:
+        """Take out any ticket, at nobody's cost."""
+        self._ring_of(ticket).remove(ticket)
+        self._left(ticket)
+
+    def age(self, now: float) -> None:
+        """Moves up those that have been in their level for long enough.
+
+        The least urgent level first: who has waited for two levels' time comes up twice. Each
+        level's order of coming stays one of time, since nothing was added later than the last call.
+        """
+        self._now = max(self._now, now)
+        if self._aging_s is None or self._now < self._ages_at:
+            return
+        self._ages_at = float("inf")
+        for level in range(LEAST_URGENT, MOST_URGENT, -1):
+            entered = self._by_entry[level]
+            while entered:
+                ticket = next(iter(entered))
+                ages_at = ticket.entered_at + self._aging_s
+                if ages_at > self._now:
+                    self._ages_at = min(self._ages_at, ages_at)
+                    break
+                self._ring_of(ticket).remove(ticket)
+                self._leave(ticket)
+                ticket.level -= 1
+                ticket.entered_at += self._aging_s
+                self._enter(ticket)
+
+    def arrived_by(self, moment: float) -> list[Ticket]:
+        """Those that came at `moment` or before, oldest first."""
+        found: list[Ticket] = []
+        for tickets in self._by_arrival.values():
+            for ticket in tickets:
+                if ticket.offered_at > moment:
+                    break
+                found.append(ticket)
+        found.sort(key=_number)
+        return found
+
+    def last(self) -> Ticket:
+        """The youngest of the least urgent level. Something must be waiting."""
+        lasts = [next(reversed(tickets)) for tickets in self._by_arrival.values() if tickets]
+        return max(lasts, key=_level_and_number)
+
+    def _ring_of(self, ticket: Ticket) -> TenantRing:
+        return self._rings[ticket.model][ticket.level]
+
+    def _enter(self, ticket: Ticket) -> None:
+        level = ticket.level
+        rings = self._rings.setdefault(ticket.model, {})
+        ring = rings.get(level)
+        if ring is None:
+            ring = rings[level] = TenantRing(self._quantum_tokens)
+        ring.add(ticket)
+        self._by_entry[level][ticket] = None
+        if self._aging_s is not None and level > MOST_URGENT:
+            self._ages_at = min(self._ages_at, ticket.entered_at + self._aging_s)
+        self.requests_by_level[level] += 1
+        self.bytes_by_level[level] += ticket.body_bytes
+
+    def _leave(self, ticket: Ticket) -> None:
+        """It has left its level's ring."""
+        level = ticket.level
+        rings = self._rings[ticket.model]
+        if not rings[level]:
+            del rings[level]
+            if not rings:
+                del self._rings[ticket.model]
+        del self._by_entry[level][ticket]
+        self.requests_by_level[level] -= 1
+        self.bytes_by_level[level] -= ticket.body_bytes
+
+    def _left(self, ticket: Ticket) -> None:
+        """It has left its ring, and waits no longer."""
+        self._leave(ticket)
+        del self._by_arrival[clamped(ticket.priority)][ticket]
+        self.requests -= 1
+        self.tokens -= ticket.tokens
+        self.body_bytes -= ticket.body_bytes
+
+    def __iter__(self) -> Iterator[Ticket]:
+        """All that waits, in no order of its own."""
+        for tickets in self._by_arrival.values():
+            yield from tickets
+
+    def __repr__(self) -> str:
+        levels = ", ".join(
+            f"{requests} in level {level}"
+            for level, requests in self.requests_by_level.items()
+            if requests
+        )
+        return f"{self.requests} waiting, {self.tokens} tokens" + (f": {levels}" if levels else "")
+
+    def check(self) -> None:
+        """Assert what must always hold: every order has the same tickets, sums are sums."""
+        waiting = set(self)
+        assert len(waiting) == self.requests
+        assert sum(ticket.tokens for ticket in waiting) == self.tokens
+        assert sum(ticket.body_bytes for ticket in waiting) == self.body_bytes
+        in_rings: list[Ticket] = []
+        for model, rings in self._rings.items():
+            assert rings, "a model for which nothing waits is not kept"
+            for level, ring in rings.items():
+                found = ring.check()
+                assert found, "nor is a level"
+                assert all(one.model == model and one.level == level for one in found)
+                in_rings.extend(found)
+        assert len(in_rings) == len(waiting)
+        assert set(in_rings) == waiting
+        for level, entered in self._by_entry.items():
+            times = [ticket.entered_at for ticket in entered]
+            assert times == sorted(times), "in the order they came"
+            assert all(ticket.level == level and ticket in waiting for ticket in entered)
+            assert len(entered) == self.requests_by_level[level]
+            assert sum(one.body_bytes for one in entered) == self.bytes_by_level[level]
+        assert sum(self.requests_by_level.values()) == self.requests
+        for tickets in self._by_arrival.values():
+            numbers = [ticket.number for ticket in tickets]
+            assert numbers == sorted(numbers)
+            levels = [ticket.level for ticket in tickets]
+            assert levels == sorted(levels), "of one priority the older is never less urgent"
+
+
+def _number(ticket: Ticket) -> int:
+    return ticket.number
+
+
+def _level_and_number(ticket: Ticket) -> tuple[int, int]:
+    return ticket.level, ticket.number

@@ -1,0 +1,142 @@
+"""Admission told as plain lists: what waits, what runs where, and who may be next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from router.core.ticket import Ticket
+
+
+@dataclass(eq=False)
+class Entry:
+    """A ticket that waits or is admitted; `replica` is where it runs."""
+
+    ticket: Ticket
+    arrived: float
+    number: int
+    replica: str | None = None
+
+    @property
+    def priority(self) -> int:
+        return max(-8, min(8, self.ticket.priority))
+
+
+class AdmissionModel:
+    """Recomputes everything from lists each time it is asked.
+
+    Attributes:
+        limits: By model, then replica; None is no limit.
+        routable: By model.
+    """
+
+    def __init__(self, max_tokens: int | None, aging_s: float | None) -> None:
+        self.max_tokens = max_tokens
+        self.aging_s = aging_s
+        self.limits: dict[str, dict[str, int | None]] = {}
+        self.routable: dict[str, list[str]] = {}
+        self.waiting: list[Entry] = []
+        self.admitted: list[Entry] = []
+        self.arrivals = 0
+
+    # Room
+
+    def in_flight(self, replica: str) -> int:
+        return sum(one.ticket.tokens for one in self.admitted if one.replica == replica)
+
+    def unplaced(self, model: str) -> int:
+        return sum(
+            one.ticket.tokens
+            for one in self.admitted
+            if one.replica is None and one.ticket.model == model
+        )
+
+    def has_room(self, model: str, replica: str, tokens: int, beside: int = 0) -> bool:
+        """Whether it fits there; one that is too large for all fits where the limit is largest."""
+        limit = self.limits[model][replica]
+        if limit is None:
+            return True
+        limits = [self.limits[model][one] for one in self.routable[model]]
+        too_large = all(one is not None and one < tokens for one in limits)
+        if too_large:
+            largest = max(one for one in limits if one is not None)
+            return limit == largest and self.in_flight(replica) + beside == 0
+        return self.in_flight(replica) + beside + tokens <= limit
+
+    def fits_a_replica(self, model: str, tokens: int) -> bool:
+        beside = self.unplaced(model)
+        return any(
+            self.has_room(model, replica, tokens, beside) for replica in self.routable[model]
+        )
+
+    def fits_the_limit(self, tokens: int) -> bool:
+        in_flight = sum(one.ticket.tokens for one in self.admitted)
+        if self.max_tokens is None:
+            return True
+        return in_flight + tokens <= self.max_tokens or in_flight == 0
+
+    # Order
+
+    def level(self, entry: Entry, now: float) -> int:
+        if self.aging_s is None:
+            return entry.priority
+        return max(-8, entry.priority - int((now - entry.arrived) // self.aging_s))
+
+    def most_urgent(self, model: str, now: float) -> int | None:
+        """The level from which the next of this model comes."""
+        levels = [self.level(one, now) for one in self.waiting if one.ticket.model == model]
+        return min(levels, default=None)
+
+    def may_be_next(self, model: str, now: float) -> list[Entry]:
+        """The first of each tenant in the model's most urgent level."""
+        level = self.most_urgent(model, now)
+        there = [
+            one
+            for one in self.waiting
+            if one.ticket.model == model and self.level(one, now) == level
+        ]
+        there.sort(key=lambda one: self._came(one, now))
+        firsts: dict[str, Entry] = {}
+        for one in there:
+            firsts.setdefault(one.ticket.tenant, one)
+        return list(firsts.values())
+
+    def _came(self, entry: Entry, now: float) -> tuple[float, int, int]:
+        """When it came to its level; who ages into it comes before who arrives that moment."""
+        levels = entry.priority - self.level(entry, now)
+        aged_s = levels * self.aging_s if self.aging_s is not None else 0.0
+        return entry.arrived + aged_s, -entry.priority, entry.number
+
+    # The queue
+
+    def shed_for(
+        self, ticket: Ticket, now: float, queue_requests: int, queue_bytes: int
+    ) -> list[Entry] | None:
+        """Who makes room for it; None: it is refused."""
+        left = list(self.waiting)
+        shed: list[Entry] = []
+        priority = max(-8, min(8, ticket.priority))
+        while (
+            len(left) + 1 > queue_requests
+            or sum(one.ticket.body_bytes for one in left) + ticket.body_bytes > queue_bytes
+        ):
+            last = max(left, key=lambda one: (self.level(one, now), one.number), default=None)
+            if last is None or self.level(last, now) <= priority:
+                return None
+            left.remove(last)
+            shed.append(last)
+        return shed
+
+    def wait(self, ticket: Ticket, now: float) -> None:
+        self.waiting.append(Entry(ticket, now, self.arrivals))
+        self.arrivals += 1
+
+    def admit(self, ticket: Ticket) -> None:
+        self.waiting = [one for one in self.waiting if one.ticket is not ticket]
+        self.admitted.append(Entry(ticket, 0.0, 0))
+
+    def entry(self, ticket: Ticket) -> Entry:
+        return next(one for one in self.admitted if one.ticket is ticket)
+
+    def end(self, ticket: Ticket) -> None:
+        self.waiting = [one for one in self.waiting if one.ticket is not ticket]
+        self.admitted = [one for one in self.admitted if one.ticket is not ticket]
