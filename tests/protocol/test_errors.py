@@ -27,6 +27,11 @@ def test_every_error_has_status_code_and_body(error: type[errors.ProtocolError])
     }  # fmt: skip
 
 
+def test_no_two_errors_share_a_code() -> None:
+    codes = [error.code for error in tree(errors.ProtocolError)]
+    assert len(set(codes)) == len(codes)
+
+
 def test_only_what_may_pass_by_itself_is_retryable() -> None:
     for error in tree(errors.ProtocolError):
         assert error.retryable == (error.status in (408, 429, 502, 503, 504))

@@ -31,6 +31,7 @@ def test_the_smallest_config_has_defaults(tmp_path: Path) -> None:
     assert config.models[0].policy.kind == "prefix_aware"
     assert config.models[0].replicas[0].address == ("127.0.0.1", 8101)
     assert config.models[0].replicas[0].cache_tokens is None
+    assert config.timeouts.total_s is None
 
 
 def test_admission_limits_are_read(tmp_path: Path) -> None:
@@ -82,6 +83,9 @@ FIRST = "$.models[0].replicas[0]"
                      id="every-wait-has-an-end"),
         pytest.param(router(listen={"port": 70000}), "`$.listen.port`", id="port"),
         pytest.param(router(timeouts={"connect_s": 0}), "`$.timeouts.connect_s`", id="timeout"),
+        pytest.param(router(timeouts={"total_s": 0}), "`$.timeouts.total_s`", id="total"),
+        pytest.param(router(limits={"max_requests_per_connection": 0}),
+                     "`$.limits.max_requests_per_connection`", id="requests-per-connection"),
         pytest.param(router(limits={"max_requests": 0}), "`$.limits.max_requests`", id="limit"),
         pytest.param(router(retry={"budget_ratio": 2}), "`$.retry.budget_ratio`", id="ratio"),
         pytest.param(router(probe={"path": "ready"}), "`$.probe`", id="probe-path"),

@@ -105,6 +105,17 @@ async def test_models_are_listed_and_shown_by_name_alias_and_wildcard() -> None:
             assert (card["id"], card["root"]) == (name.replace("%2F", "/"), root)
 
 
+async def test_a_request_while_draining_is_sent_elsewhere_and_its_connection_closed() -> None:
+    async with front(ScriptedReplica("a", answer)) as router:
+        assert (await router.chat(model="m")).headers["connection"] == "keep-alive"
+        router.handler.draining = True
+        turned_away = await router.chat(model="m")
+        assert turned_away.status_code == 503
+        assert turned_away.headers["connection"] == "close"
+        assert turned_away.headers["retry-after"] == "1"
+        assert (await router.http.get("/health")).status_code == 200
+
+
 async def test_health_and_readiness_follow_the_replicas_and_the_drain() -> None:
     async with front(ScriptedReplica("a", answer), ready=False) as router:
         assert (await router.http.get("/health")).status_code == 200

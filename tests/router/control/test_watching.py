@@ -3,7 +3,6 @@
 import asyncio
 from random import Random
 
-import httpx
 import msgspec
 import pytest
 import zmq
@@ -27,12 +26,11 @@ def test_waits_double_up_to_the_most_with_jitter_and_start_again() -> None:
 
 async def first_result(replica: ReplicaConfig, config: ProbeConfig) -> str | None:
     results: asyncio.Queue[str | None] = asyncio.Queue()
-    async with httpx.AsyncClient(trust_env=False) as http:
-        task = asyncio.create_task(probe(replica, config, http, results.put_nowait))
-        async with asyncio.timeout(TIMEOUT_S):
-            first = await results.get()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    task = asyncio.create_task(probe(replica, config, results.put_nowait))
+    async with asyncio.timeout(TIMEOUT_S):
+        first = await results.get()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
     return first
 
 
@@ -66,6 +64,27 @@ async def test_a_probe_tells_silence_from_absence() -> None:
     absent = await first_result(config, ProbeConfig())
     assert absent
     assert "connect" in absent.lower()
+
+
+async def test_probes_keep_their_connection_and_get_a_new_one_when_it_was_closed() -> None:
+    async def say(call: Call) -> None:
+        await call.json()
+
+    replica = ScriptedReplica("a", say)
+    await replica.start()
+    config = ReplicaConfig(id="a", url=f"http://127.0.0.1:{replica.port}")
+    results: asyncio.Queue[str | None] = asyncio.Queue()
+    settings = ProbeConfig(interval_s=0.01, timeout_s=TIMEOUT_S)
+    task = asyncio.create_task(probe(config, settings, results.put_nowait))
+    async with asyncio.timeout(TIMEOUT_S):
+        assert [await results.get() for _ in range(5)] == [None] * 5
+        assert replica.connections == 1
+        replica.close_connections()
+        assert [await results.get() for _ in range(5)] == [None] * 5
+        assert replica.connections == 2
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await replica.stop()
 
 
 async def test_load_reports_are_heard_and_nonsense_is_complained_of_once(
