@@ -15,6 +15,7 @@ from router.core.prefix_tree import Confirmed, Match
 
 EMPTY_MATCH = Match({}, {})
 _NOTHING = Confirmed(0, 0)
+_new_tuple = tuple.__new__
 
 
 class NoReplica(Unavailable):
@@ -144,4 +145,5 @@ def split_prompt(query: RouteQuery, replica: Replica, match: Match) -> PromptSpl
             matched, end, told = predicted, int(predicted * bytes_per_token), 0
     # Engines compute the last token of a prompt in any case.
     uncached = int((len(query.prompt) - end) / bytes_per_token + 0.5) or 1
-    return PromptSplit(matched, uncached, told, host, disk)
+    # The same as calling PromptSplit, in a third of the time.
+    return _new_tuple(PromptSplit, (matched, uncached, told, host, disk))

@@ -23,14 +23,12 @@ from functools import lru_cache
 from hashlib import blake2b
 from random import Random
 
-from router.core.fleet import Replica
 from router.core.ids import ReplicaId
 from router.core.policy import (
     EMPTY_MATCH,
     CostTerms,
     Decision,
     FleetView,
-    PromptSplit,
     RouteQuery,
     candidates,
     split_prompt,
@@ -66,13 +64,40 @@ class PrefixAware:
         """The cheapest replica, or the one of the near-ties that the prompt's hash picks."""
         routable = candidates(query, view)
         confirmed, predicted = query.match
+        output = query.expected_output_tokens
+        room_share = self.uncached_weight - 1.0
         # Most replicas of a large fleet hold nothing of a prompt.
         nothing = split_prompt(query, routable[0], EMPTY_MATCH)
         terms = []
         for replica in routable:
-            held = replica.id in confirmed or replica.id in predicted
-            split = split_prompt(query, replica, query.match) if held else nothing
-            terms.append(self._cost(replica, split, query.expected_output_tokens))
+            name, rates = replica.id, replica.rates
+            split = nothing
+            if name in confirmed or name in predicted:
+                split = split_prompt(query, replica, query.match)
+            matched, uncached, told, host, disk = split
+            s_per_token = rates.prefill_s_per_token
+            waiting = replica.pending_prefill_tokens + replica.other_prefill_tokens
+            wait = waiting * s_per_token
+            computed = uncached + told * (1.0 - replica.trust)
+            loaded = computed
+            if host or disk:
+                loaded += host * self.host_load_weight + disk * self.disk_load_weight
+            prefill = loaded * s_per_token + rates.overhead_s
+            # Our steps, one sequence slower than now; and those of the others, who are on average
+            # half way through answers like ours.
+            running = 1.5 * (replica.running + replica.other_running) + 1.0
+            decode = output * (rates.decode_base_s + rates.decode_slope_s * running)
+            room = computed * room_share * s_per_token
+            if replica.capacity_tokens is not None:
+                added = uncached + output
+                over = replica.held_tokens + added - replica.capacity_tokens
+                if over > 0:
+                    room += min(over, added) * s_per_token * self.eviction_weight
+            cost = wait + prefill + decode + room
+            # The same as calling CostTerms, in a third of the time.
+            terms.append(
+                _new_tuple(CostTerms, (cost, name, matched, uncached, wait, prefill, decode, room))
+            )
         best = min(terms)
         s_per_token = routable[terms.index(best)].rates.prefill_s_per_token
         prompt_tokens = len(query.prompt) / query.bytes_per_token
@@ -83,32 +108,6 @@ class PrefixAware:
             best = _rendezvous(query.prompt, tied)
         return Decision(best.replica, best.matched_tokens, best.uncached_tokens, len(tied), terms)
 
-    def _cost(self, replica: Replica, split: PromptSplit, output: float) -> CostTerms:
-        matched, uncached, told, host, disk = split
-        rates = replica.rates
-        s_per_token = rates.prefill_s_per_token
-        running = replica.running + replica.other_running
-        wait = (replica.pending_prefill_tokens + replica.other_prefill_tokens) * s_per_token
-        computed = uncached + told * (1.0 - replica.trust)
-        loaded = computed
-        if host or disk:
-            loaded += host * self.host_load_weight + disk * self.disk_load_weight
-        prefill = loaded * s_per_token + rates.overhead_s
-        # Our steps, one sequence slower than now; and those of the others, who are on average
-        # half way through answers like ours.
-        decode = output * (rates.decode_base_s + rates.decode_slope_s * (1.5 * running + 1.0))
-        room = computed * (self.uncached_weight - 1.0) * s_per_token
-        if replica.capacity_tokens is not None:
-            added = uncached + output
-            over = replica.held_tokens + added - replica.capacity_tokens
-            if over > 0:
-                room += min(over, added) * s_per_token * self.eviction_weight
-        cost = wait + prefill + decode + room
-        # The same as calling CostTerms, in a third of the time.
-        return _new_tuple(
-            CostTerms, (cost, replica.id, matched, uncached, wait, prefill, decode, room)
-        )
-
 
 def _rendezvous(prompt: bytes, tied: Sequence[CostTerms]) -> CostTerms:
     """The one whose key, mixed with the prompt's, is highest: stable when others come and go.
@@ -118,7 +117,8 @@ def _rendezvous(prompt: bytes, tied: Sequence[CostTerms]) -> CostTerms:
     digest = blake2b(prompt[:RENDEZVOUS_BYTES], digest_size=8).digest()
     key = int.from_bytes(digest, "big")
     # Of integers, Python's own hash mixes well, and alike in every process.
-    return max(tied, key=lambda one: hash((key, _replica_key(one[1]))))
+    keys = [hash((key, _replica_key(one[1]))) for one in tied]
+    return tied[keys.index(max(keys))]
 
 
 @lru_cache(maxsize=4096)
