@@ -47,6 +47,8 @@ _STATE_EVENTS = {
 _LIVE = (State.READY, State.SUSPECT)
 # Per call of `expire`, ten a second: each takes some ten microseconds, up to a hundred.
 SWEEP_CHAINS = 32
+# A request leaves two entries: its prediction's latest end, and the one after its answer.
+_EXPIRED_PER_REQUEST = 3
 
 
 class ServedModel:
@@ -128,6 +130,7 @@ class ServedModel:
         text = prompt or b""
         self.fleet.settle(now)
         self.fleet.look_at_others()
+        self._predictions.expire_some(now, _EXPIRED_PER_REQUEST)
         output_tokens = self.cost.expected_output_tokens(output_tokens_max)
         match = self._event_caches.by_replica(self.tree.match(namespace, text))
         decision = self._policy.choose(

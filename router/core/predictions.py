@@ -99,10 +99,16 @@ class Predictions:
         """The replica has not computed it, or has failed since."""
         self._tree.drop(routed.prediction)
 
+    def expire_some(self, now: float, most: int) -> None:
+        """Drops up to so many of those whose time is over. With each request a few: so that they
+        do not pile up between calls of `expire`, which would then keep requests waiting."""
+        while most > 0 and self._expiries and self._expiries[0][0] <= now:
+            self._tree.drop(heapq.heappop(self._expiries)[2])
+            most -= 1
+
     def expire(self, now: float) -> None:
         """Drops those whose time is over."""
-        while self._expiries and self._expiries[0][0] <= now:
-            self._tree.drop(heapq.heappop(self._expiries)[2])
+        self.expire_some(now, len(self._expiries))
         for cache in self._believed.values():
             self._drop(cache.expire(now))
 
