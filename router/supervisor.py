@@ -15,6 +15,7 @@ import sys
 import tempfile
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -119,6 +120,7 @@ class Workers:
         self._boards = SharedBoards(config.models, self.count, self._descriptor)
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._ready: set[int] = set()
+        self._drained: set[str] = set()
         self._stopping = asyncio.Event()
         self._drain_s = config.timeouts.drain_s
 
@@ -165,6 +167,19 @@ class Workers:
                 continue
         raise Silent
 
+    async def order(self, replica: str, order: str) -> httpx.Response:
+        """Lets every worker drain a replica, or undo it; what one of them answers. Workers that
+        start later are told, too. Raises Silent."""
+        answer = None
+        for number in sorted(self._ready):
+            with suppress(httpx.HTTPError):  # it has just ended
+                answer = await self._send(number, "POST", f"/admin/replicas/{replica}/{order}")
+        if answer is None:
+            raise Silent
+        if answer.status_code == 200:
+            (self._drained.add if order == "drain" else self._drained.discard)(replica)
+        return answer
+
     async def hear_counts(self) -> None:
         """Lets every worker tell its metrics."""
         for number in sorted(self._ready):
@@ -192,6 +207,9 @@ class Workers:
                 ever_ready = True
                 backoff.reset()
                 self._ready.add(number)
+                for replica in self._drained:
+                    with suppress(httpx.HTTPError):  # it has just ended
+                        await self._send(number, "POST", f"/admin/replicas/{replica}/drain")
             code = await process.wait()
             self._ready.discard(number)
             self._boards.clear(number)
@@ -242,13 +260,16 @@ class Workers:
         return await process.stdout.readline() == READY
 
     async def _ask(self, number: int, path: str) -> bytes:
+        response = await self._send(number, "GET", path)
+        response.raise_for_status()
+        return response.content
+
+    async def _send(self, number: int, method: str, path: str) -> httpx.Response:
         transport = httpx.AsyncHTTPTransport(uds=str(self._socket(number)))
         async with httpx.AsyncClient(
             transport=transport, base_url="http://worker", timeout=_ASK_TIMEOUT_S
         ) as http:
-            response = await http.get(path)
-            response.raise_for_status()
-            return response.content
+            return await http.request(method, path)
 
     def _socket(self, number: int) -> Path:
         return self._directory / f"worker-{number}.sock"
@@ -314,12 +335,23 @@ def supervisor_app(workers: Workers) -> web.Application:
         body = msgspec.json.encode({**shown, "workers": workers.describe()})
         return web.Response(body=body, content_type="application/json")
 
+    async def post_replica(request: web.Request) -> web.Response:
+        replica = quote(request.match_info["id"], safe="")
+        try:
+            answer = await workers.order(replica, request.match_info["order"])
+        except Silent:
+            raise web.HTTPServiceUnavailable(text="no worker answers") from None
+        return web.Response(
+            body=answer.content, status=answer.status_code, content_type="application/json"
+        )
+
     async def get_health(request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
     app = web.Application()
     app.router.add_get("/metrics", get_metrics)
     app.router.add_get("/admin/replicas", get_replicas)
+    app.router.add_post("/admin/replicas/{id}/{order:drain|undrain}", post_replica)
     app.router.add_get("/health", get_health)
     return app
 

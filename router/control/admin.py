@@ -10,19 +10,26 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from protocol.errors import encode_error
 from router.control.worker_metrics import told
 from router.core.admission import Admission
 from router.core.chains import Tier
 from router.core.fleet import Replica
-from router.core.states import State
+from router.core.states import State, StateEvent
 from router.metrics import RouterMetrics
 from router.served_model import ServedModel
+
+_ORDERS = {"drain": StateEvent.DRAIN, "undrain": StateEvent.UNDRAIN}
 
 
 def admin_app(
     models: Mapping[str, ServedModel], metrics: RouterMetrics, admission: Admission
 ) -> web.Application:
-    """GET /metrics, /admin/replicas, /health; /metrics/told for the supervisor of workers."""
+    """GET /metrics, /admin/replicas, /health; /metrics/told for the supervisor of workers.
+
+    POST /admin/replicas/ID/drain: it gets no new requests, those that run go on. .../undrain: it
+    gets them again once a probe finds it ready.
+    """
     metrics.registry.register(FleetCollector(models, admission))
 
     async def get_metrics(request: web.Request) -> web.Response:
@@ -37,12 +44,25 @@ def admin_app(
             model.fleet.look_at_others()
         return _json({"models": [_model(model) for model in models.values()]})
 
+    async def post_replica(request: web.Request) -> web.Response:
+        replica_id = request.match_info["id"]
+        event = _ORDERS[request.match_info["order"]]
+        for model in models.values():
+            if replica_id in model.fleet:
+                model.apply(replica_id, event, asyncio.get_running_loop().time())
+                replica = model.fleet[replica_id]
+                leases = replica.running + replica.other_running
+                return _json({"id": replica_id, "state": replica.state, "leases": leases})
+        body = encode_error(f"no replica {replica_id!r}", type="not_found", code="no_such_replica")
+        return web.Response(body=body, status=404, content_type="application/json")
+
     async def get_health(request: web.Request) -> web.Response:
         return _json({"status": "ok"})
 
     app = web.Application()
     app.router.add_get("/metrics", get_metrics)
     app.router.add_get("/metrics/told", get_told)
+    app.router.add_post("/admin/replicas/{id}/{order:drain|undrain}", post_replica)
     app.router.add_get("/admin/replicas", get_replicas)
     app.router.add_get("/health", get_health)
     return app

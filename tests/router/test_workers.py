@@ -194,6 +194,34 @@ async def test_a_killed_worker_comes_back_its_leases_gone_and_its_counts_kept(
         assert "worker 0 ended (killed by signal 9)" in router.process.output()
 
 
+async def test_a_replica_is_drained_by_all_workers_also_those_that_start_later(
+    tmp_path: Path,
+) -> None:
+    async with router_before(ScriptedReplica("a", answer), tmp_path) as router:
+        replica = f"{router.admin_url}/admin/replicas/a"
+        missing = await router.http.post(f"{router.admin_url}/admin/replicas/x/drain")
+        assert missing.status_code == 404
+        drained = await router.http.post(f"{replica}/drain")
+        assert drained.json() == {"id": "a", "state": "draining", "leases": 0}
+        assert [(await router.chat()).status_code for _ in range(8)] == [503] * 8
+        os.kill((await router.shown())["workers"][0]["pid"], signal.SIGKILL)
+
+        async def is_back() -> bool:
+            worker = (await router.shown())["workers"][0]
+            return bool(worker["ready"] and worker["restarts"] == 1)
+
+        await router.until(is_back, "the worker was not started again")
+
+        async def all_drain() -> bool:
+            return await router.metric("warmroute_replica_state", state="draining") == 1
+
+        await router.until(all_drain, "the new worker does not drain the replica")
+        assert [(await router.chat()).status_code for _ in range(8)] == [503] * 8
+        assert (await router.http.post(f"{replica}/undrain")).status_code == 200
+        await router.ready()
+        assert (await router.chat()).status_code == 200
+
+
 async def test_sigterm_lets_all_workers_finish_what_runs(tmp_path: Path) -> None:
     held = Held()
     async with router_before(ScriptedReplica("a", held), tmp_path) as router:

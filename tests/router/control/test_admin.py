@@ -10,7 +10,7 @@ from router.control.admin import admin_app
 from router.control.subscription import SubscriptionStatus
 from router.core.chains import Tier
 from router.core.ranks import rank_cache_id
-from tests.support.data_plane import ScriptedReplica
+from tests.support.data_plane import TIMEOUT_S, Call, ScriptedReplica
 from tests.support.front import answer, front
 
 
@@ -63,3 +63,31 @@ async def test_replicas_decisions_and_metrics_are_shown() -> None:
             ):
                 assert line in text
             assert (await client.get("/health")).status == 200
+
+
+async def test_a_drained_replica_gets_nothing_new_and_finishes_what_runs() -> None:
+    release = asyncio.Event()
+
+    async def wait(call: Call) -> None:
+        await release.wait()
+        await answer(call)
+
+    replicas = [ScriptedReplica("a", wait), ScriptedReplica("b", answer)]
+    async with front(*replicas) as router:
+        app = admin_app(router.models, router.metrics, router.handler.gate.admission)
+        async with TestClient(TestServer(app)) as client:
+            running = asyncio.create_task(router.chat())
+            await asyncio.wait_for(replicas[0].called.wait(), TIMEOUT_S)
+            drained = await client.post("/admin/replicas/a/drain")
+            assert await drained.json() == {"id": "a", "state": "draining", "leases": 1}
+            assert [(await router.chat()).headers["x-warmroute-replica"] for _ in range(4)] == [
+                "b"
+            ] * 4
+            release.set()
+            assert (await running).status_code == 200
+            undrained = await client.post("/admin/replicas/a/undrain")
+            assert (await undrained.json())["state"] == "starting"
+            router.make_ready("a")
+            asked = {(await router.chat()).headers["x-warmroute-replica"] for _ in range(4)}
+            assert asked == {"a", "b"}
+            assert (await client.post("/admin/replicas/x/drain")).status == 404
