@@ -64,7 +64,7 @@ def _start_failure(error: BaseException) -> StartFailed | None:
 
 async def _supervise(config: RouterConfig, log_level: str) -> int:
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="warmroute-")))
+        directory = _directory(stack)
         port = _hold_port(config.listen.host, config.listen.port, stack)
         listen = msgspec.structs.replace(config.listen, port=port)
         workers = Workers(msgspec.structs.replace(config, listen=listen), directory, log_level)
@@ -83,6 +83,14 @@ async def _supervise(config: RouterConfig, log_level: str) -> int:
         finally:
             await admin.cleanup()
     return 0
+
+
+def _directory(stack: ExitStack) -> Path:
+    """For the workers' sockets, gone when we are. Raises StartFailed."""
+    try:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="warmroute-")))
+    except OSError as error:
+        raise StartFailed(f"no place for the workers' sockets: {error}") from error
 
 
 def _hold_port(host: str, port: int, stack: ExitStack) -> int:
