@@ -101,20 +101,9 @@ class RouterHandler:
         model = self.models[self._names.resolve(view.model)]
         if view.model and view.model != model.name:
             request.body = with_model(request.body, model.name)
-        priority = priority_of(request, view.priority) if self.gate.limited else 0
         prompt = prompt_bytes(path, view, model.assets)
-        routed = RoutedRequest(self, model, view, prompt)
-        if self.gate.limited:
-            routed.ticket = Ticket(
-                model=model.name,
-                tokens=model.tokens_of(
-                    len(request.body if prompt is None else prompt), view.expected_output_tokens
-                ),
-                tenant=tenant_of(request),
-                priority=priority,
-                body_bytes=len(request.body),
-            )
-        return routed
+        ticket = _ticket(request, view, model, prompt) if self.gate.limited else None
+        return RoutedRequest(self, model, view, prompt, ticket)
 
     def new_request_id(self) -> bytes:
         return f"{self._id_prefix}-{next(self._id_numbers):x}".encode()
@@ -191,10 +180,19 @@ class RoutedRequest:
     """A request whose model is known: the data plane's `Route`."""
 
     def __init__(
-        self, handler: RouterHandler, model: ServedModel, view: RequestView, prompt: bytes | None
+        self,
+        handler: RouterHandler,
+        model: ServedModel,
+        view: RequestView,
+        prompt: bytes | None,
+        ticket: Ticket | None,
     ) -> None:
+        """
+        Args:
+            ticket: What it asks admission for; None where room is not limited.
+        """
         self.model = model
-        self.ticket: Ticket | None = None  # where room is limited
+        self._ticket = ticket
         self._handler = handler
         self._view = view
         self._prompt = prompt
@@ -202,10 +200,10 @@ class RoutedRequest:
         handler.in_flight += 1
 
     def enter(self, exchange: Exchange, now: float) -> bool:
-        if self.ticket is None or not self.model.fleet.routable:
+        if self._ticket is None or not self.model.fleet.routable:
             return True
-        self.ticket.owner = exchange
-        return self._handler.gate.enter(self.ticket, now)
+        self._ticket.owner = exchange
+        return self._handler.gate.enter(self._ticket, now)
 
     def assign(self, now: float) -> ReplicaAssignment:
         budget = self._handler.retry_budget
@@ -214,9 +212,10 @@ class RoutedRequest:
         else:
             budget.request(now)
         excluded: Collection[ReplicaId] = self._tried
-        admission, ticket = self._handler.gate.admission, self.ticket
-        placed = ticket is not None and ticket.state is TicketState.ADMITTED
-        if ticket is not None and placed:
+        admission, ticket = self._handler.gate.admission, self._ticket
+        if ticket is not None and ticket.state is not TicketState.ADMITTED:
+            ticket = None  # no replica was routable when it came: it was not asked for
+        if ticket is not None:
             excluded = admission.excluded(ticket, excluded)
         assignment = self.model.assign(
             self._prompt,
@@ -227,7 +226,7 @@ class RoutedRequest:
             now=now,
         )
         self._tried.add(assignment.replica_id)
-        if ticket is not None and placed:
+        if ticket is not None:
             admission.take(ticket, assignment.replica_id)
         return assignment
 
@@ -242,8 +241,22 @@ class RoutedRequest:
     def finished(self, exchange: Exchange, now: float) -> None:
         self._handler.in_flight -= 1
         self._handler.finished(self, exchange, now)
-        if self.ticket is not None:
-            self._handler.gate.leave(self.ticket, now)
+        if self._ticket is not None:
+            self._handler.gate.leave(self._ticket, now)
+
+
+def _ticket(
+    request: Request, view: RequestView, model: ServedModel, prompt: bytes | None
+) -> Ticket:
+    """Raises BadRequest: its priority is none."""
+    text_bytes = len(request.body if prompt is None else prompt)
+    return Ticket(
+        model=model.name,
+        tokens=model.tokens_of(text_bytes, view.expected_output_tokens),
+        tenant=tenant_of(request),
+        priority=priority_of(request, view.priority),
+        body_bytes=len(request.body),
+    )
 
 
 def _view(path: bytes, request: Request) -> RequestView:

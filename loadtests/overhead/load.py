@@ -8,6 +8,7 @@ import asyncio
 import gc
 import sys
 import time
+from abc import ABC, abstractmethod
 from array import array
 from collections import deque
 from collections.abc import Callable
@@ -66,7 +67,7 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
 
-class _Load:
+class _Load(ABC):
     """What all connections of one order share. `next_request` is None when no more are sent."""
 
     def __init__(self, port: int, case: Case, numbers: Callable[[], int]) -> None:
@@ -122,9 +123,9 @@ class _Load:
         if not self.connections:
             self._closed.set()
 
+    @abstractmethod
     def free(self, connection: _Connection) -> None:
         """The connection has nothing to do: it is new, or its answer has come."""
-        raise NotImplementedError
 
     def _end_if_over(self) -> None:
         if self._ending and not any(one.waiting for one in self.connections):

@@ -38,6 +38,7 @@ from router.dataplane.http1 import (
 )
 from router.dataplane.pool import ConnectFailed, ConnectTooSlow, PoolFull
 from router.dataplane.replica_connection import ReplicaConnection
+from router.dataplane.request_reader import BUG
 from router.dataplane.route import Assignment, Client, Outcome, Route
 
 
@@ -126,7 +127,7 @@ class Exchange:
             self._connecting.cancel()
         self._drop_connection()
         self._release(Outcome.CRASHED)
-        self._fail(InternalError("the router failed; its log says why"))
+        self._fail(InternalError(BUG))
 
     def pause(self) -> None:
         """The client reads too slowly: stop reading from the replica."""

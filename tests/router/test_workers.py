@@ -80,6 +80,23 @@ class Router:
         except TimeoutError:
             raise AssertionError(f"{what}\n{self.process.output()}") from None
 
+    async def until_leases(self, count: int) -> None:
+        """Until so many requests run, as all workers see it together."""
+
+        async def so_many() -> bool:
+            return await self.leases() == count
+
+        await self.until(so_many, f"there are not {count} leases")
+
+    async def until_started_again(self) -> None:
+        """Until worker 0, which has ended, is there again."""
+
+        async def is_back() -> bool:
+            worker = (await self.shown())["workers"][0]
+            return bool(worker["ready"] and worker["restarts"] == 1)
+
+        await self.until(is_back, "the worker was not started again")
+
     async def ready(self) -> None:
         async def all_are() -> bool:
             workers = (await self.shown())["workers"]
@@ -136,22 +153,14 @@ async def test_workers_share_the_port_the_load_and_the_metrics(tmp_path: Path) -
     held = Held()
     async with router_before(ScriptedReplica("a", held), tmp_path) as router:
         chats = [asyncio.create_task(router.chat(stream=True)) for _ in range(20)]
-
-        async def all_run() -> bool:
-            return await router.leases() == 20
-
-        await router.until(all_run, "not all requests run")
+        await router.until_leases(20)
         assert await router.metric("warmroute_replica_leases") == 20
         held.released.set()
         answers = await asyncio.gather(*chats)
         assert all(one.text.endswith("data: [DONE]\n\n") for one in answers)
         # Ids tell the workers apart.
         assert len({one.headers["x-request-id"].partition("-")[0] for one in answers}) == WORKERS
-
-        async def none_run() -> bool:
-            return await router.leases() == 0
-
-        await router.until(none_run, "leases are left")
+        await router.until_leases(0)
         assert await router.metric("warmroute_requests_total", status="200") == 20
         assert await router.metric("warmroute_request_seconds_count") == 20
         assert await router.metric("warmroute_replica_state", state="ready") == 1
@@ -163,33 +172,20 @@ async def test_a_killed_worker_comes_back_its_leases_gone_and_its_counts_kept(
     held = Held()
     async with router_before(ScriptedReplica("a", held), tmp_path) as router:
         chats = [asyncio.create_task(router.chat(stream=True)) for _ in range(20)]
-
-        async def all_run() -> bool:
-            return await router.leases() == 20
-
-        await router.until(all_run, "not all requests run")
+        await router.until_leases(20)
         refused = [(await router.chat(model="x")).status_code for _ in range(10)]
         assert refused == [404] * 10
         await router.metric("warmroute_requests_total")  # each worker has told what it counted
         victim = (await router.shown())["workers"][0]
         os.kill(victim["pid"], signal.SIGKILL)
-
-        async def is_back() -> bool:
-            worker = (await router.shown())["workers"][0]
-            return bool(worker["ready"] and worker["restarts"] == 1)
-
-        await router.until(is_back, "the worker was not started again")
+        await router.until_started_again()
         held.released.set()
         answers = await asyncio.gather(*chats, return_exceptions=True)
         lost = [one for one in answers if isinstance(one, Exception)]
         assert 0 < len(lost) < 20, "a worker's own requests die with it, no others"
         await router.ready()
         assert (await router.chat()).status_code == 200
-
-        async def none_run() -> bool:
-            return await router.leases() == 0
-
-        await router.until(none_run, "the dead worker's leases are left")
+        await router.until_leases(0)
         assert await router.metric("warmroute_requests_total", status="404") == 10
         assert "worker 0 ended (killed by signal 9)" in router.process.output()
 
@@ -205,12 +201,7 @@ async def test_a_replica_is_drained_by_all_workers_also_those_that_start_later(
         assert drained.json() == {"id": "a", "state": "draining", "leases": 0}
         assert [(await router.chat()).status_code for _ in range(8)] == [503] * 8
         os.kill((await router.shown())["workers"][0]["pid"], signal.SIGKILL)
-
-        async def is_back() -> bool:
-            worker = (await router.shown())["workers"][0]
-            return bool(worker["ready"] and worker["restarts"] == 1)
-
-        await router.until(is_back, "the worker was not started again")
+        await router.until_started_again()
 
         async def all_drain() -> bool:
             return await router.metric("warmroute_replica_state", state="draining") == 1
@@ -226,11 +217,7 @@ async def test_sigterm_lets_all_workers_finish_what_runs(tmp_path: Path) -> None
     held = Held()
     async with router_before(ScriptedReplica("a", held), tmp_path) as router:
         chats = [asyncio.create_task(router.chat(stream=True)) for _ in range(8)]
-
-        async def all_run() -> bool:
-            return await router.leases() == 8
-
-        await router.until(all_run, "not all requests run")
+        await router.until_leases(8)
         router.process.signal(signal.SIGTERM)
 
         async def closed() -> bool:
