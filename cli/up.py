@@ -5,6 +5,7 @@ Children are stopped when this process ends, however it ends: their stdin is a p
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from collections import deque
@@ -54,8 +55,10 @@ class _Child:
             self.process.terminate()
 
     def kill(self) -> None:
+        """Ends it and what shares its session: a replica's engine need not see it go."""
         if self.process.returncode is None:
-            self.process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def run(path: Path, config: UpConfig) -> int:
