@@ -1,9 +1,11 @@
+"""What a replica tells of its tokens inside events is found again, and nothing else is taken for it."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol import sse
-from protocol.resume import told_tokens, tokens_line
+from protocol.resume import tokens_line, told_tokens
 
 
 @given(st.lists(st.lists(st.integers(0, 2**31 - 1))))
