@@ -1,4 +1,4 @@
-"""What a replica tells of its tokens inside events is found again, and nothing else is taken for it."""
+"""What a replica tells of its tokens in its events is found again; nothing else is taken for it."""
 
 import pytest
 from hypothesis import given
