@@ -6,6 +6,7 @@ Newest first keeps the working set small, so that the oldest idle out at the rep
 import asyncio
 
 from router.dataplane.replica_connection import ReplicaConnection
+from router.dataplane.tls import TlsSide, connect_tls
 
 
 class PoolFull(Exception):
@@ -31,12 +32,18 @@ class ReplicaPool:
         max_connections: int,
         connect_timeout_s: float,
         max_head_bytes: int,
+        tls: TlsSide | None = None,
     ) -> None:
+        """
+        Args:
+            tls: None: plain TCP.
+        """
         self._host = host
         self._port = port
         self._max_connections = max_connections
         self._connect_timeout_s = connect_timeout_s
         self._max_head_bytes = max_head_bytes
+        self._tls = tls
         self._idle: list[ReplicaConnection] = []
         self._open: set[ReplicaConnection] = set()
         self._connecting = 0
@@ -51,8 +58,8 @@ class ReplicaPool:
 
         Raises:
             PoolFull: the replica's connections are all in use.
-            ConnectFailed: refused or unreachable.
-            ConnectTooSlow: not within `connect_timeout_s`.
+            ConnectFailed: refused, unreachable, or not to be trusted.
+            ConnectTooSlow: not within `connect_timeout_s`, a TLS handshake included.
         """
         if len(self._open) + self._connecting >= self._max_connections:
             raise PoolFull(f"{self._max_connections} connections are open")
@@ -60,9 +67,7 @@ class ReplicaPool:
         connection = ReplicaConnection(self, self._max_head_bytes)
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                await asyncio.get_running_loop().create_connection(
-                    lambda: connection, self._host, self._port
-                )
+                await self._reach(connection)
         except asyncio.CancelledError:
             connection.abandon()  # it may just have been made
             raise
@@ -75,6 +80,14 @@ class ReplicaPool:
             self._connecting -= 1
         self._open.add(connection)
         return connection
+
+    async def _reach(self, connection: asyncio.Protocol) -> None:
+        host, port = self._host, self._port
+        if self._tls is not None:
+            await connect_tls(connection, host, port, self._tls, self._connect_timeout_s)
+        else:
+            loop = asyncio.get_running_loop()
+            await loop.create_connection(lambda: connection, host, port)
 
     def close(self) -> None:
         """Closes every connection; answers under way break."""

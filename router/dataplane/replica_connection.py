@@ -10,6 +10,7 @@ from typing import Protocol, cast
 import httptools
 
 from router.dataplane.http1 import NO_FIELDS, Header, ResponseHead, connection_tokens
+from router.dataplane.tls import TlsFailed
 
 _HEAD_START = b"HTTP/1."
 _HEAD_END = b"\r\n\r\n"
@@ -162,7 +163,8 @@ class ReplicaConnection(asyncio.Protocol):
         if self._head_done and self._until_close and exc is None:
             sink.answer_ended()
         else:
-            sink.answer_broken("the replica closed the connection")
+            why = f" ({exc})" if isinstance(exc, TlsFailed) else ""
+            sink.answer_broken(f"the replica closed the connection{why}")
 
     # httptools callbacks
 

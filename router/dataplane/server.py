@@ -1,8 +1,12 @@
 """Listens for clients, watches their timeouts, and drains: finishes what runs, no more."""
 
 import asyncio
+import logging
 
 from router.dataplane.client_connection import ClientConnection, Handler
+from router.dataplane.tls import TlsSide, TlsStream
+
+log = logging.getLogger(__name__)
 
 _SWEEP_INTERVAL_S = 0.5
 _BACKLOG = 4096
@@ -15,22 +19,27 @@ class Server:
         self._handler = handler
         self._max_connections = max_connections
         self._connections: set[ClientConnection] = set()
+        self._handshakes: set[TlsStream] = set()
+        self._tls: TlsSide | None = None
         self._server: asyncio.Server | None = None
         self._empty = asyncio.Event()
         self._empty.set()
 
-    async def listen(self, host: str, port: int, *, shared: bool = False) -> int:
+    async def listen(
+        self, host: str, port: int, *, shared: bool = False, tls: TlsSide | None = None
+    ) -> int:
         """Starts to accept; returns the port.
 
         Args:
             shared: The kernel spreads new connections over all processes that listen so.
+            tls: None: plain TCP.
 
         Raises:
             OSError: the address cannot be had.
         """
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: ClientConnection(self._handler, loop),
+        self._tls = tls
+        self._server = await asyncio.get_running_loop().create_server(
+            self._accept,
             host,
             port,
             backlog=_BACKLOG,
@@ -56,6 +65,8 @@ class Server:
         """
         if self._server is not None:
             self._server.close()
+        for stream in list(self._handshakes):
+            stream.abort()  # nothing was asked for yet
         for connection in list(self._connections):
             connection.close_if_idle()
         try:
@@ -71,15 +82,45 @@ class Server:
     def connections(self) -> int:
         return len(self._connections)
 
+    @property
+    def handshakes(self) -> int:
+        """TLS connections that are not made yet; they count among those there may be."""
+        return len(self._handshakes)
+
     # Told by the handler
 
     def opened(self, connection: ClientConnection) -> None:
         self._connections.add(connection)
         self._empty.clear()
-        if len(self._connections) > self._max_connections:
+        if self._too_many:
             connection.abort()
 
     def closed(self, connection: ClientConnection) -> None:
         self._connections.discard(connection)
         if not self._connections:
             self._empty.set()
+
+    # Told by streams that begin with a TLS handshake
+
+    def handshake_begun(self, stream: TlsStream) -> None:
+        self._handshakes.add(stream)
+        if self._too_many:
+            stream.abort()
+
+    def handshake_over(self, stream: TlsStream, failure: Exception | None) -> None:
+        self._handshakes.discard(stream)
+        if failure is not None:
+            peer = stream.get_extra_info("peername")
+            log.debug("no TLS with %s: %s", peer[0] if peer else "a client", failure)
+
+    # inside
+
+    def _accept(self) -> asyncio.Protocol:
+        connection = ClientConnection(self._handler, asyncio.get_running_loop())
+        if self._tls is None:
+            return connection
+        return TlsStream(connection, self._tls, self, self._handler.timeouts.request_head_s)
+
+    @property
+    def _too_many(self) -> bool:
+        return len(self._connections) + len(self._handshakes) > self._max_connections

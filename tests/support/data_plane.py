@@ -2,7 +2,9 @@
 
 import asyncio
 import itertools
+import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -15,6 +17,7 @@ from router.dataplane.http1 import OwnAnswer, Request
 from router.dataplane.pool import ReplicaPool
 from router.dataplane.route import Outcome
 from router.dataplane.server import Server
+from router.dataplane.tls import TlsSide
 
 Script = Callable[["Call"], Awaitable[None]]
 TIMEOUT_S = 10.0
@@ -59,6 +62,16 @@ class Call:
         """The replica dies."""
         self._writer.transport.abort()
 
+    def close(self) -> None:
+        """After what was sent; over TLS with its close_notify."""
+        self._writer.close()
+
+    def cut(self) -> None:
+        """Ends TCP after what was sent, whatever was spoken over it."""
+        descriptor = os.dup(self._writer.get_extra_info("socket").fileno())
+        with socket.socket(fileno=descriptor) as same:
+            same.shutdown(socket.SHUT_WR)
+
     async def until_router_leaves(self) -> None:
         async with asyncio.timeout(TIMEOUT_S):
             assert await self.reader.read() == b""
@@ -67,9 +80,10 @@ class Call:
 class ScriptedReplica:
     """A server that reads HTTP/1.1 requests and lets a script answer them."""
 
-    def __init__(self, replica_id: str, script: Script) -> None:
+    def __init__(self, replica_id: str, script: Script, tls: ssl.SSLContext | None = None) -> None:
         self.id = replica_id
         self.script = script
+        self.tls = tls
         self.calls: list[Call] = []
         self.called = asyncio.Event()
         self.connections = 0
@@ -79,7 +93,9 @@ class ScriptedReplica:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(
+            self._accept, "127.0.0.1", self.port, ssl=self.tls
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -255,7 +271,9 @@ class DataPlane:
         self.port = port
         self._peers: list[Peer] = []
 
-    async def connect(self, receive_buffer_bytes: int | None = None) -> Peer:
+    async def connect(
+        self, receive_buffer_bytes: int | None = None, tls: ssl.SSLContext | None = None
+    ) -> Peer:
         """A client; its kernel's buffer for what it has not yet read may be kept small."""
         # Named as TCP, or asyncio leaves Nagle's algorithm on.
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -263,7 +281,11 @@ class DataPlane:
         if receive_buffer_bytes is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
-        peer = Peer(*await asyncio.open_connection(sock=sock, limit=2**24))
+        name = None if tls is None else "localhost"
+        streams = await asyncio.open_connection(
+            sock=sock, limit=2**24, ssl=tls, server_hostname=name
+        )
+        peer = Peer(*streams)
         self._peers.append(peer)
         return peer
 
@@ -298,6 +320,8 @@ async def data_plane(
     *replicas: ScriptedReplica,
     limits: LimitsConfig | None = None,
     timeouts: TimeoutsConfig | None = None,
+    tls: TlsSide | None = None,
+    replica_tls: TlsSide | None = None,
 ) -> AsyncIterator[DataPlane]:
     """A data plane in front of `replicas`; at the end no lease is left."""
     handler = StubHandler(limits or LimitsConfig(), timeouts or TimeoutsConfig())
@@ -309,8 +333,9 @@ async def data_plane(
             max_connections=handler.limits.max_connections_per_replica,
             connect_timeout_s=handler.timeouts.connect_s,
             max_head_bytes=handler.limits.max_head_bytes,
+            tls=replica_tls,
         )
-    plane = DataPlane(handler, await handler.server.listen("127.0.0.1", 0))
+    plane = DataPlane(handler, await handler.server.listen("127.0.0.1", 0, tls=tls))
     watcher = asyncio.create_task(handler.server.watch_timeouts())
     try:
         yield plane
