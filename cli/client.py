@@ -1,5 +1,6 @@
 """A chat client over httpx: the models a server lists, and one answer streamed as it comes."""
 
+import ssl
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ def open_client(url: str, api_key: str | None = None) -> httpx.Client:
             timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             # A proxy from the environment must not come between us and a router on this machine.
             trust_env=False,
+            verify=ssl.create_default_context(),  # the system's authorities, or $SSL_CERT_FILE
         )
     except httpx.InvalidURL as error:
         raise AnswerError(f"{url}: {error}") from error

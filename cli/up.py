@@ -141,15 +141,21 @@ async def _stop_all(
 
 async def _announce_when_ready(config: UpConfig) -> None:
     """Prints how to use it, once every replica is ready and the router knows it."""
-    url = _local_url(config.router.listen.host, config.router.listen.port)
+    listen, admin = config.router.listen, config.router.admin
+    url = _local_url(listen.host, listen.port, "http" if listen.tls is None else "https")
     urls = [f"{_local_url(r.listen.host, r.listen.port)}/ready" for r in config.replicas]
-    async with httpx.AsyncClient(timeout=2.0, trust_env=False) as http:
-        for ready_url in [*urls, f"{url}/ready"]:
+    if listen.tls is not None and listen.tls.client_ca is not None:
+        urls.append(f"{_local_url(admin.host, admin.port)}/health")  # it lets nobody in like us
+    else:
+        urls.append(f"{url}/ready")
+    # Its certificate is for other names than this machine's address; it gets no secret from us.
+    async with httpx.AsyncClient(timeout=2.0, trust_env=False, verify=False) as http:
+        for ready_url in urls:
             await _until_ready(http, ready_url)
     model = config.router.models[0].name
     print(
         f"""
-warmroute is ready at {url} (admin http://{config.router.admin.host}:{config.router.admin.port})
+warmroute is ready at {url} (admin http://{admin.host}:{admin.port})
 
   curl {url}/v1/chat/completions -H 'content-type: application/json' \\
     -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
@@ -170,7 +176,7 @@ async def _until_ready(http: httpx.AsyncClient, url: str) -> None:
         await asyncio.sleep(_POLL_INTERVAL_S)
 
 
-def _local_url(host: str, port: int) -> str:
+def _local_url(host: str, port: int, scheme: str = "http") -> str:
     """How to reach a listener of this machine from this machine."""
     local = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
-    return f"http://{local}:{port}"
+    return f"{scheme}://{local}:{port}"

@@ -8,6 +8,7 @@
 import asyncio
 import logging
 import sys
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -25,12 +26,14 @@ from router.control.admin import admin_app
 from router.control.load_reports import follow_load_reports
 from router.control.pace import Pace
 from router.control.probes import probe
+from router.control.replica_http import ReplicaTransport
 from router.control.subscription import KvSubscription
 from router.core.lease_board import LeaseBoard
 from router.core.policies import UnknownPolicy
 from router.core.ranks import rank_cache_id
 from router.core.states import StateEvent
 from router.dataplane.pool import ReplicaPool
+from router.dataplane.tls import TlsSide
 from router.gate import Gate
 from router.handler import RouterHandler
 from router.metrics import RouterMetrics
@@ -41,9 +44,11 @@ from router.start import (
     StartFailed,
     allow_many_connections,
     bound,
+    hangups,
     settle_garbage_collector,
     stop_signals,
 )
+from router.tls import Certificates
 
 log = logging.getLogger(__name__)
 
@@ -67,34 +72,35 @@ async def serve(config: RouterConfig, seat: Seat | None = None) -> int:
         seat: Of one among several workers; None: this process is the whole router.
 
     Raises:
-        StartFailed: a port is taken, or a model's files cannot be read.
+        StartFailed: a port is taken, or a model's files or certificates cannot be read.
     """
     allow_many_connections()
+    certificates = Certificates(config)
     metrics = RouterMetrics()
     models = {}
     for model in config.models:
         board = None if seat is None else seat.boards[model.name]
-        models[model.name] = await _served_model(model, config, metrics, board)
+        models[model.name] = await _served_model(model, config, metrics, board, certificates)
     loop = asyncio.get_running_loop()
     request_log = RequestLog(sys.stderr) if config.log_requests else None
     handler = RouterHandler(config, models, metrics, request_log, loop.time())
     stop = stop_signals()
+    # Else a hangup ends us, as it ends any process.
+    hangup = hangups() if certificates.used else asyncio.Event()
     admin = web.AppRunner(admin_app(models, metrics, handler.gate.admission), access_log=None)
     await admin.setup()
     try:
         await _open_admin(admin, config, seat)
         host, port = config.listen.host, config.listen.port
-        listening = handler.server.listen(host, port, shared=seat is not None)
+        listening = handler.server.listen(
+            host, port, shared=seat is not None, tls=certificates.listen
+        )
         port = await bound(listening, host, port)
         log.info("listening on %s:%d, %d models", host, port, len(models))
         settle_garbage_collector()
-        # Replicas are reached directly, as the data plane does: no proxy out of the environment.
-        limits = httpx.Limits(max_connections=None)
-        async with (
-            httpx.AsyncClient(trust_env=False, limits=limits) as http,
-            asyncio.TaskGroup() as tasks,
-        ):
-            control = tasks.create_task(_control(models, config, http))
+        async with asyncio.TaskGroup() as tasks:
+            control = tasks.create_task(_control(models, config, certificates))
+            reloading = tasks.create_task(certificates.reload_on(hangup))
             waiting = tasks.create_task(_end_long_waits(handler.gate))
             timeouts = tasks.create_task(handler.server.watch_timeouts())
             if seat is not None:
@@ -104,7 +110,7 @@ async def serve(config: RouterConfig, seat: Seat | None = None) -> int:
             handler.draining = True
             if not await handler.server.drain(config.timeouts.drain_s):
                 log.warning("cut off what still ran after %s s", config.timeouts.drain_s)
-            for task in (control, waiting, timeouts):
+            for task in (control, waiting, timeouts, reloading):
                 task.cancel()
     finally:
         if request_log is not None:
@@ -122,7 +128,11 @@ async def _open_admin(admin: web.AppRunner, config: RouterConfig, seat: Seat | N
 
 
 async def _served_model(
-    model: ModelConfig, config: RouterConfig, metrics: RouterMetrics, board: LeaseBoard | None
+    model: ModelConfig,
+    config: RouterConfig,
+    metrics: RouterMetrics,
+    board: LeaseBoard | None,
+    certificates: Certificates,
 ) -> ServedModel:
     pools = {
         replica.id: ReplicaPool(
@@ -130,6 +140,7 @@ async def _served_model(
             max_connections=config.limits.max_connections_per_replica,
             connect_timeout_s=config.timeouts.connect_s,
             max_head_bytes=config.limits.max_head_bytes,
+            tls=certificates.replicas.get(replica.id),
         )
         for replica in model.replicas
     }
@@ -144,17 +155,27 @@ async def _served_model(
 
 
 async def _control(
-    models: dict[str, ServedModel], config: RouterConfig, http: httpx.AsyncClient
+    models: dict[str, ServedModel],
+    config: RouterConfig,
+    certificates: Certificates,
 ) -> None:
     """Everything that watches the replicas, for as long as the router runs."""
     context = _zmq_context(models)
     pace = Pace()
     try:
-        async with asyncio.TaskGroup() as tasks:
+        async with AsyncExitStack() as clients, asyncio.TaskGroup() as tasks:
+            # Replicas are reached directly, as the data plane does: no proxy from the environment.
+            limits = httpx.Limits(max_connections=None)
+            plain = httpx.AsyncClient(trust_env=False, limits=limits)
+            await clients.enter_async_context(plain)
             for model in models.values():
                 tasks.create_task(_expire_predictions(model))
                 for replica in model.config.replicas:
-                    _watch(replica, model, config, http, context, pace, tasks)
+                    http, tls = plain, certificates.replicas.get(replica.id)
+                    if tls is not None:
+                        http = httpx.AsyncClient(transport=ReplicaTransport(tls))
+                        await clients.enter_async_context(http)
+                    _watch(replica, model, config, http, tls, context, pace, tasks)
     finally:
         context.destroy(linger=0)
 
@@ -175,11 +196,12 @@ def _watch(
     model: ServedModel,
     config: RouterConfig,
     http: httpx.AsyncClient,
+    tls: TlsSide | None,
     context: zmq.asyncio.Context,
     pace: Pace,
     tasks: asyncio.TaskGroup,
 ) -> None:
-    tasks.create_task(probe(replica, config.probe, partial(_probed, model, replica.id)))
+    tasks.create_task(probe(replica, config.probe, partial(_probed, model, replica.id), tls))
     if replica.kv_events is not None:
         for rank in range(replica.kv_events.ranks):
             subscription = KvSubscription(
@@ -208,8 +230,6 @@ async def _follow_events(subscription: KvSubscription) -> None:
 
 def _probed(model: ServedModel, replica: str, failure: str | None) -> None:
     event = StateEvent.PROBE_OK if failure is None else StateEvent.PROBE_FAILED
-    if failure is not None:
-        log.debug("replica %s: probe: %s", replica, failure)
     model.apply(replica, event, asyncio.get_running_loop().time())
 
 

@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from router.tls_config import ListenTlsConfig, ReplicaTlsConfig
+
 # A name, an IPv4 address, or an IPv6 one in brackets.
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%a-z]+\]")
 _IPC_PATH_BYTES_MAX = 107  # of a Unix socket's address
@@ -25,11 +27,13 @@ class ListenConfig(_Section, frozen=True, kw_only=True):
     port: 0 picks a free one.
     workers: Processes that take requests, each on a core. They share out the limits, know of each
         other's load exactly, and each follows all KV events; one that dies is started again.
+    tls: Absent: clients connect without TLS.
     """
 
     host: str = "0.0.0.0"
     port: Port = 8000
     workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    tls: ListenTlsConfig | None = None
 
 
 class AdminConfig(_Section, frozen=True, kw_only=True):
@@ -83,7 +87,8 @@ class ReplicaConfig(_Section, frozen=True, kw_only=True):
     """One replica.
 
     id: Unique name, shown in the x-warmroute-replica header, logs and metrics.
-    url: http://host:port of its OpenAI-compatible API.
+    url: http://host:port or https://host:port of its OpenAI-compatible API.
+    tls: For https: whom to trust there. Absent: the system's authorities, for the host of the url.
     kv_events: Absent: the router guesses the replica's cache from what it routed there.
     cache_tokens: Without kv_events: how many tokens the replica can cache. What was used there
         longest ago is taken as evicted when more have been. Absent: estimated from the
@@ -96,6 +101,7 @@ class ReplicaConfig(_Section, frozen=True, kw_only=True):
 
     id: str
     url: str
+    tls: ReplicaTlsConfig | None = None
     kv_events: KvEventsConfig | None = None
     load_reports: LoadReportsConfig | None = None
     cache_tokens: Positive | None = None
@@ -111,8 +117,10 @@ class ReplicaConfig(_Section, frozen=True, kw_only=True):
             raise ValueError(f"url {self.url!r}: {error}") from error
         if port == 0:
             raise ValueError(f"url {self.url!r}: a replica cannot listen on port 0")
-        if split.scheme != "http" or not split.hostname:
-            raise ValueError(f"url must look like http://host:port, not {self.url!r}")
+        if split.scheme not in ("http", "https") or not split.hostname:
+            raise ValueError(f"url must look like http://host:port or https://, not {self.url!r}")
+        if self.tls is not None and split.scheme != "https":
+            raise ValueError(f"tls needs an https:// url, not {self.url!r}")
         if split.path not in ("", "/") or split.query or split.fragment or "@" in self.url:
             raise ValueError(f"url must have no path, query or user: {self.url!r}")
 
@@ -126,7 +134,11 @@ class ReplicaConfig(_Section, frozen=True, kw_only=True):
         """(host, port) to connect to."""
         split = urlsplit(self.url)
         assert split.hostname is not None
-        return split.hostname, split.port or 80
+        return split.hostname, split.port or (443 if self.is_https else 80)
+
+    @property
+    def is_https(self) -> bool:
+        return urlsplit(self.url).scheme == "https"
 
 
 class PolicyConfig(_Section, frozen=True, kw_only=True):
@@ -214,12 +226,13 @@ class TimeoutsConfig(_Section, frozen=True, kw_only=True):
     """Every timeout with its exact start and end, seconds, and the error code it ends in.
 
     request_head_s: First byte of a request to the end of its headers. 408 request_head_timed_out.
+        With TLS also from a connection's begin to the end of its handshake; then it is closed.
     request_body_s: End of the headers to the end of the body. 408 request_body_timed_out.
     keep_alive_s: End of an answer (or connection) to the first byte of the next request. The
         connection is closed without a word: whatever was said would be taken as the answer to a
         request already on its way.
-    connect_s: Start of a TCP connect to a replica to its end. Another replica is tried; if none is
-        left, 504 connect_timed_out.
+    connect_s: Start of a TCP connect to a replica to its end, or that of its TLS handshake. Another
+        replica is tried; if none is left, 504 connect_timed_out.
     first_byte_s: Request sent to a replica to the first byte of its answer. 504
         first_byte_timed_out.
     between_bytes_s: One byte of an answer to the next, while the client is reading. The stream ends

@@ -30,6 +30,13 @@ def stop_signals() -> asyncio.Event:
     return stop
 
 
+def hangups() -> asyncio.Event:
+    """Set by each SIGHUP: files are to be read again."""
+    hangup = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
+    return hangup
+
+
 def allow_many_connections() -> None:
     """As many open files as this user may have: each connection is one."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

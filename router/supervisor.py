@@ -10,6 +10,7 @@ kept, and it is started again. SIGTERM makes all of them drain.
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -27,7 +28,8 @@ from router.config import RouterConfig
 from router.control.backoff import Backoff
 from router.control.worker_metrics import WorkerMetrics
 from router.seat import SharedBoards, bytes_needed, share_memory
-from router.start import StartFailed, bound, stop_signals
+from router.start import StartFailed, bound, hangups, stop_signals
+from router.tls import Certificates
 from router.worker import READY, WorkerStart
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +71,8 @@ async def _supervise(config: RouterConfig, log_level: str) -> int:
         listen = msgspec.structs.replace(config.listen, port=port)
         workers = Workers(msgspec.structs.replace(config, listen=listen), directory, log_level)
         stop = stop_signals()
+        # Read here, too, so that what is wrong is said once; else a hangup ends us as any process.
+        hangup = hangups() if Certificates(config).used else asyncio.Event()
         admin = web.AppRunner(supervisor_app(workers), access_log=None)
         await admin.setup()
         try:
@@ -77,9 +81,11 @@ async def _supervise(config: RouterConfig, log_level: str) -> int:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(workers.run())
                 counting = tasks.create_task(workers.keep_counts())
+                reloading = tasks.create_task(workers.reload_on(hangup))
                 await stop.wait()
                 await workers.stop()
                 counting.cancel()
+                reloading.cancel()
         finally:
             await admin.cleanup()
     return 0
@@ -129,6 +135,7 @@ class Workers:
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._ready: set[int] = set()
         self._drained: set[str] = set()
+        self._reloads = 0
         self._stopping = asyncio.Event()
         self._drain_s = config.timeouts.drain_s
 
@@ -153,6 +160,15 @@ class Workers:
             for process in processes:
                 if process.returncode is None:
                     process.kill()
+
+    async def reload_on(self, hangup: asyncio.Event) -> None:
+        """Until cancelled: has all workers read their certificates again when `hangup` is set."""
+        while True:
+            await hangup.wait()
+            hangup.clear()
+            self._reloads += 1
+            for number in self._ready:  # to others it would be the end; they are told when ready
+                _hang_up(self._processes[number])
 
     def describe(self) -> list[dict[str, object]]:
         """For operators."""
@@ -208,6 +224,7 @@ class Workers:
         backoff = Backoff(first_s=_RESTART_FIRST_S, most_s=_RESTART_MOST_S)
         ever_ready = False
         while not self._stopping.is_set():
+            reloads = self._reloads
             process = self._processes[number] = await self._start(number)
             if self._stopping.is_set():
                 process.terminate()
@@ -215,6 +232,8 @@ class Workers:
                 ever_ready = True
                 backoff.reset()
                 self._ready.add(number)
+                if reloads != self._reloads:
+                    _hang_up(process)  # it may have read the files before
                 for replica in self._drained:
                     with suppress(httpx.HTTPError):  # it has just ended
                         await self._send(number, "POST", f"/admin/replicas/{replica}/drain")
@@ -362,6 +381,11 @@ def supervisor_app(workers: Workers) -> web.Application:
     app.router.add_post("/admin/replicas/{id}/{order:drain|undrain}", post_replica)
     app.router.add_get("/health", get_health)
     return app
+
+
+def _hang_up(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.send_signal(signal.SIGHUP)
 
 
 def _words(code: int) -> str:

@@ -5,20 +5,28 @@ replicas are asked each second.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from router.config import LimitsConfig, ProbeConfig, ReplicaConfig
 from router.dataplane.http1 import ResponseHead
 from router.dataplane.pool import ConnectFailed, ReplicaPool
 from router.dataplane.replica_connection import ReplicaConnection
+from router.dataplane.tls import TlsSide
+
+log = logging.getLogger(__name__)
 
 
 async def probe(
-    replica: ReplicaConfig, config: ProbeConfig, on_result: Callable[[str | None], None]
+    replica: ReplicaConfig,
+    config: ProbeConfig,
+    on_result: Callable[[str | None], None],
+    tls: TlsSide | None = None,
 ) -> None:
     """Runs until cancelled.
 
     Args:
+        tls: For a replica at an https:// address.
         on_result: Told after each probe: None when the replica is ready, else why not.
     """
     pool = ReplicaPool(
@@ -26,13 +34,19 @@ async def probe(
         max_connections=1,
         connect_timeout_s=config.timeout_s,
         max_head_bytes=LimitsConfig().max_head_bytes,
+        tls=tls,
     )
     request = b"GET %b HTTP/1.1\r\nhost: %b\r\naccept: */*\r\n\r\n" % (
         config.path.encode(), pool.host_header,
     )  # fmt: skip
+    last_failure: str | None = None
     try:
         while True:
-            on_result(await _probe_once(pool, request, config.timeout_s))
+            failure = await _probe_once(pool, request, config.timeout_s)
+            if failure not in (None, last_failure):
+                log.info("replica %s: probe: %s", replica.id, failure)
+            last_failure = failure
+            on_result(failure)
             await asyncio.sleep(config.interval_s)
     finally:
         pool.close()

@@ -55,7 +55,7 @@ FIRST = "$.models[0].replicas[0]"
     [
         pytest.param(router({"url": 7}), f"`{FIRST}.url`", id="url-is-a-number"),
         pytest.param(router({"url": "127.0.0.1:8101"}), "http://host:port", id="url-no-scheme"),
-        pytest.param(router({"url": "https://a:1"}), "http://host:port", id="url-https"),
+        pytest.param(router({"url": "ftp://a:1"}), "http://host:port", id="url-ftp"),
         pytest.param(router({"url": "http://a:1/v1"}), "no path", id="url-with-path"),
         pytest.param(router({"url": "http://u:p@a:1"}), "user", id="url-with-user"),
         pytest.param(router({"url": "http://a:99999"}), f"`{FIRST}`", id="url-port-too-large"),
