@@ -227,7 +227,10 @@ class TimeoutsConfig(_Section, frozen=True, kw_only=True):
         off.
     total_s: First byte of a request to the last byte of its answer, whatever happens in between:
         504 total_timed_out, or in a stream an event with that code. Absent: no bound.
-    drain_s: SIGTERM to the moment running answers are cut off.
+    tunnel_idle_s: One byte through a tunnel (a WebSocket) to the next, either way, pings included;
+        then both sides are closed. Once a side has closed its half it is between_bytes_s, if that
+        is less. A tunnel is part of its request's total_s.
+    drain_s: SIGTERM to the moment running answers and open tunnels are cut off.
     """
 
     request_head_s: Seconds = 30.0
@@ -237,6 +240,7 @@ class TimeoutsConfig(_Section, frozen=True, kw_only=True):
     first_byte_s: Seconds = 600.0
     between_bytes_s: Seconds = 120.0
     total_s: Seconds | None = None
+    tunnel_idle_s: Seconds = 3600.0
     drain_s: Seconds = 30.0
 
 

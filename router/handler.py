@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Collection, Mapping
+from http import HTTPStatus
 from urllib.parse import unquote
 
 import msgspec
@@ -26,12 +27,13 @@ from router.core.ids import ReplicaId
 from router.core.retry_budget import RetryBudget
 from router.core.ticket import Ticket, TicketState
 from router.dataplane.client_connection import ClientConnection
-from router.dataplane.exchange import Exchange
 from router.dataplane.http1 import OwnAnswer, Request
+from router.dataplane.route import UnderWay
 from router.dataplane.server import Server
 from router.gate import Gate, priority_of, tenant_of
 from router.metrics import RouterMetrics
 from router.model_names import ModelNames
+from router.named_model import form_boundary, model_in_form, model_in_query, rename_model
 from router.request_log import RequestLog
 from router.request_view import (
     CHAT_PATHS,
@@ -39,7 +41,6 @@ from router.request_view import (
     RequestView,
     prompt_bytes,
     view_of,
-    with_model,
 )
 from router.served_model import ReplicaAssignment, ServedModel
 
@@ -100,7 +101,7 @@ class RouterHandler:
         view = _view(path, request)
         model = self.models[self._names.resolve(view.model)]
         if view.model and view.model != model.name:
-            request.body = with_model(request.body, model.name)
+            rename_model(request, model.name)
         prompt = prompt_bytes(path, view, model.assets)
         ticket = _ticket(request, view, model, prompt) if self.gate.limited else None
         return RoutedRequest(self, model, view, prompt, ticket)
@@ -124,15 +125,18 @@ class RouterHandler:
 
     # For routed requests
 
-    def finished(self, routed: "RoutedRequest", exchange: Exchange, now: float) -> None:
+    def finished(self, routed: "RoutedRequest", exchange: UnderWay, now: float) -> None:
         request = exchange.request
         model, replica = routed.model.name, exchange.replica_id or _NO_MODEL
         self.metrics.requests[model, replica, str(exchange.status)].inc()
-        self.metrics.request_seconds[(model,)].observe(now - request.started_at)
+        tunnelled = exchange.status == HTTPStatus.SWITCHING_PROTOCOLS  # lasts as a client likes
         first_byte_s = None
         if exchange.first_byte_at is not None:
             first_byte_s = exchange.first_byte_at - request.started_at
-            self.metrics.first_byte_seconds[(model,)].observe(first_byte_s)
+        if not tunnelled:
+            self.metrics.request_seconds[(model,)].observe(now - request.started_at)
+            if first_byte_s is not None:
+                self.metrics.first_byte_seconds[(model,)].observe(first_byte_s)
         if self.log is None:
             return
         usage = exchange.usage
@@ -199,7 +203,7 @@ class RoutedRequest:
         self._tried: set[ReplicaId] = set()
         handler.in_flight += 1
 
-    def enter(self, exchange: Exchange, now: float) -> bool:
+    def enter(self, exchange: UnderWay, now: float) -> bool:
         if self._ticket is None or not self.model.fleet.routable:
             return True
         self._ticket.owner = exchange
@@ -238,7 +242,7 @@ class RoutedRequest:
             and handler.retry_budget.affords_retry(now)
         )
 
-    def finished(self, exchange: Exchange, now: float) -> None:
+    def finished(self, exchange: UnderWay, now: float) -> None:
         self._handler.in_flight -= 1
         self._handler.finished(self, exchange, now)
         if self._ticket is not None:
@@ -260,9 +264,14 @@ def _ticket(
 
 
 def _view(path: bytes, request: Request) -> RequestView:
-    """What can be read of the body; bodies of paths we do not know need not be JSON."""
+    """What can be read of a request; bodies of paths we do not know need not be JSON."""
+    if request.upgrades:
+        return RequestView(model=model_in_query(request.target))
     if path in _PROMPT_PATHS and request.method == b"POST":
         return view_of(request.body)
+    boundary = form_boundary(request)
+    if boundary is not None:
+        return RequestView(model=model_in_form(request.body, boundary))
     try:
         return view_of(request.body) if request.body else RequestView()
     except BadRequest:

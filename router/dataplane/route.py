@@ -1,14 +1,11 @@
 """What an exchange asks of the router behind it: replicas to try, and who hears of the end."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from protocol.errors import ProtocolError
 from router.dataplane.answer_scan import AnswerUsage
 from router.dataplane.http1 import Request
 from router.dataplane.pool import ReplicaPool
-
-if TYPE_CHECKING:
-    from router.dataplane.exchange import Exchange
 
 
 class Outcome:
@@ -22,6 +19,22 @@ class Outcome:
     CLIENT_GONE = "client_gone"  # nobody's fault
     CUT_OFF = "cut_off"  # the request's total time was over: nobody's fault either
     CRASHED = "crashed"  # a bug of ours
+
+
+class UnderWay(Protocol):
+    """A request under way, as its route sees it: an exchange, or a tunnel."""
+
+    request: Request
+    status: int  # what the client got
+    attempts: int
+    usage: AnswerUsage
+    first_byte_at: float | None
+    replica_id: str | None
+    matched_tokens: int
+    failure: str | None
+
+    def admitted(self) -> None: ...
+    def turned_away(self, error: ProtocolError) -> None: ...
 
 
 class Assignment(Protocol):
@@ -41,7 +54,7 @@ class Assignment(Protocol):
 class Route(Protocol):
     """What the router knows of one request, and where it may go."""
 
-    def enter(self, exchange: "Exchange", now: float) -> bool:
+    def enter(self, exchange: UnderWay, now: float) -> bool:
         """Whether the request may be assigned at once. If not, the exchange will be told that it
         is admitted or turned away. Raises ProtocolError when it may not even wait."""
 
@@ -51,7 +64,7 @@ class Route(Protocol):
     def may_retry(self, now: float) -> bool:
         """Whether another replica may be tried: attempts and retry budget permitting."""
 
-    def finished(self, exchange: "Exchange", now: float) -> None:
+    def finished(self, exchange: UnderWay, now: float) -> None:
         """The exchange is over; for the log line and the metrics. Called exactly once."""
 
 
