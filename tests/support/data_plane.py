@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -55,8 +56,18 @@ class Call:
     async def end_stream(self) -> None:
         await self.send(b"0\r\n\r\n")
 
+    def end(self) -> None:
+        """The replica closes its half."""
+        self._writer.write_eof()
+
     def reset(self) -> None:
         """The replica dies."""
+        self._writer.transport.abort()
+
+    def crash(self) -> None:
+        """The replica dies, and its kernel says so."""
+        sock = self._writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
 
     async def until_router_leaves(self) -> None:
@@ -245,6 +256,12 @@ class Peer:
 
     def leave(self) -> None:
         self.writer.transport.abort()
+
+    def crash(self) -> None:
+        """The client dies, and its kernel says so."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.leave()
 
 
 class DataPlane:
