@@ -14,7 +14,8 @@ from router.request_view import with_model
 
 # Of a form: so much of its beginning, and of its end.
 SEARCHED_BYTES = 64 * 1024
-_FIELD_HEAD_BYTES_MAX = 4096
+_FIELDS_MAX = 64  # at either end
+_FIELD_HEAD_BYTES_MAX = 512  # more is not this field
 _MODEL_BYTES_MAX = 1024
 
 _FORM = b"multipart/form-data"
@@ -62,8 +63,11 @@ def rename_model(request: Request, model: str) -> None:
 
 def _model_between(body: bytes, delimiter: bytes, start: int, end: int) -> str | None:
     """The value of the first field named model whose delimiter lies in [start, end)."""
-    at = body.find(delimiter, start, end)
-    while at >= 0:
+    head_at = start
+    for _ in range(_FIELDS_MAX):
+        at = body.find(delimiter, head_at, end)
+        if at < 0:
+            return None
         head_at = at + len(delimiter)
         starts_line = at == 0 or body[at - 2 : at] == b"\r\n"
         head_end = body.find(b"\r\n\r\n", head_at, head_at + _FIELD_HEAD_BYTES_MAX)
@@ -74,7 +78,6 @@ def _model_between(body: bytes, delimiter: bytes, start: int, end: int) -> str |
             if value_end < 0:
                 return None
             return body[value_at:value_end].decode(errors="replace")
-        at = body.find(delimiter, head_at, end)
     return None
 
 
