@@ -20,7 +20,8 @@ class RouterMetrics:
     def __init__(self) -> None:
         self.requests = CounterFamily(
             "warmroute_requests",
-            "Requests answered, by the status sent to the client (499: the client left).",
+            "Requests answered, by the status sent to the client (499: the client left; 101: a"
+            " tunnel, when it is over).",
             ["model", "replica", "status"],
         )
         self.attempts = CounterFamily(
