@@ -197,6 +197,8 @@ class RoutedRequest:
         self._view = view
         self._prompt = prompt
         self._tried: set[ReplicaId] = set()
+        self.hedge_after_s = None
+        self.log = None
         handler.in_flight += 1
 
     def enter(self, exchange: Exchange, now: float) -> bool:
@@ -237,6 +239,9 @@ class RoutedRequest:
             and self.model.can_retry(self._tried)
             and handler.retry_budget.affords_retry(now)
         )
+
+    def resume(self, broken: ProtocolError) -> None:
+        raise broken
 
     def finished(self, exchange: Exchange, now: float) -> None:
         self._handler.in_flight -= 1

@@ -28,7 +28,7 @@ from router.core.prefix_tree import Match, PrefixTree
 from router.core.states import State, StateEvent
 from router.dataplane.answer_scan import AnswerUsage
 from router.dataplane.pool import ReplicaPool
-from router.dataplane.route import Outcome
+from router.dataplane.route import Outcome, Rewriter
 from router.event_caches import EventCaches
 from router.metrics import RouterMetrics
 
@@ -314,8 +314,15 @@ class ReplicaAssignment:
         self.held_elsewhere_tokens = held_elsewhere_tokens
         self.first_token_s: float | None = None
         self.answering = False
+        self.body: bytes | None = None
+        self.asks = b""
+        self.rewriter: Rewriter | None = None
         self._model = model
         self._streaming = streaming
+
+    @property
+    def lost(self) -> bool:
+        return self.lease.replica.state is State.EJECTED
 
     def first_byte(self, now: float) -> None:
         self.answering = True

@@ -151,16 +151,20 @@ def connection_tokens(value: bytes) -> frozenset[bytes]:
     return frozenset(token.strip(b" \t").lower() for token in value.split(b","))
 
 
-def request_head(request: Request, host: bytes) -> bytes:
-    """The head to send to a replica: same method, target and end-to-end fields, our framing."""
+def request_head(request: Request, host: bytes, body_bytes: int, asks: bytes = b"") -> bytes:
+    """The head to send to a replica: same method, target and end-to-end fields, our framing.
+
+    Args:
+        asks: Header lines of our own.
+    """
     named = request.not_forwarded
     parts = [request.method, b" ", request.target, b" HTTP/1.1\r\nhost: ", host, b"\r\n"]
     for name, value in request.headers:
         if name not in _NOT_FORWARDED_UPSTREAM and name not in named:
             parts += (name, b": ", value, b"\r\n")
-    if request.body or request.method in (b"POST", b"PUT", b"PATCH"):
-        parts += (b"content-length: ", str(len(request.body)).encode(), b"\r\n")
-    parts += (request.forwarded, b"x-request-id: ", request.request_id, b"\r\n\r\n")
+    if body_bytes or request.method in (b"POST", b"PUT", b"PATCH"):
+        parts += (b"content-length: ", str(body_bytes).encode(), b"\r\n")
+    parts += (asks, request.forwarded, b"x-request-id: ", request.request_id, b"\r\n\r\n")
     return b"".join(parts)
 
 

@@ -21,15 +21,28 @@ class Outcome:
     BROKEN_STREAM = "broken_stream"  # failed after it
     CLIENT_GONE = "client_gone"  # nobody's fault
     CUT_OFF = "cut_off"  # the request's total time was over: nobody's fault either
+    OUTRUN = "outrun"  # another replica, asked as well, was faster
     CRASHED = "crashed"  # a bug of ours
 
 
 class Assignment(Protocol):
-    """A replica chosen for a request, with its lease."""
+    """A replica chosen for a request, with its lease.
+
+    body: What to send it; None: the request's own.
+    asks: Header lines for it, beside those of the request.
+    rewriter: What makes its events fit behind those of another replica.
+    """
 
     replica_id: str
     matched_tokens: int
     pool: ReplicaPool
+    body: bytes | None
+    asks: bytes
+    rewriter: "Rewriter | None"
+
+    @property
+    def lost(self) -> bool:
+        """Whether the replica is taken to be gone, whatever it may still send."""
 
     def first_byte(self, now: float) -> None:
         """The first byte of the answer's body has arrived."""
@@ -38,8 +51,28 @@ class Assignment(Protocol):
         """The attempt is over. Called exactly once."""
 
 
+class EventLog(Protocol):
+    """Keeps the events of a stream as far as they are needed."""
+
+    def add(self, events: bytes) -> None: ...
+    def usage(self) -> AnswerUsage: ...
+
+
+class Rewriter(Protocol):
+    """Makes a replica's events fit behind those of another."""
+
+    def rewrite(self, events: bytes) -> bytes: ...
+
+
 class Route(Protocol):
-    """What the router knows of one request, and where it may go."""
+    """What the router knows of one request, and where it may go.
+
+    hedge_after_s: After so long without an answer another replica is asked as well. None: never.
+    log: Of the events of its answer; None: nobody needs them.
+    """
+
+    hedge_after_s: float | None
+    log: EventLog | None
 
     def enter(self, exchange: "Exchange", now: float) -> bool:
         """Whether the request may be assigned at once. If not, the exchange will be told that it
@@ -50,6 +83,13 @@ class Route(Protocol):
 
     def may_retry(self, now: float) -> bool:
         """Whether another replica may be tried: attempts and retry budget permitting."""
+
+    def resume(self, broken: ProtocolError) -> None:
+        """The stream broke after what `log` has: what is assigned next goes on from there.
+
+        Raises:
+            ProtocolError: it cannot; what to tell the client.
+        """
 
     def finished(self, exchange: "Exchange", now: float) -> None:
         """The exchange is over; for the log line and the metrics. Called exactly once."""

@@ -13,7 +13,7 @@ from router.dataplane.client_connection import ClientConnection
 from router.dataplane.exchange import Exchange
 from router.dataplane.http1 import OwnAnswer, Request
 from router.dataplane.pool import ReplicaPool
-from router.dataplane.route import Outcome
+from router.dataplane.route import EventLog, Outcome
 from router.dataplane.server import Server
 
 Script = Callable[["Call"], Awaitable[None]]
@@ -123,6 +123,9 @@ class ScriptedReplica:
 
 class StubAssignment:
     matched_tokens = 7
+    body = rewriter = None
+    asks = b""
+    lost = False
 
     def __init__(self, handler: "StubHandler", replica_id: str) -> None:
         self.replica_id = replica_id
@@ -145,6 +148,9 @@ class StubRoute:
         self._handler = handler
         self._left = list(handler.pools)
 
+    hedge_after_s: float | None = None
+    log: EventLog | None = None
+
     def enter(self, exchange: Exchange, now: float) -> bool:
         return True
 
@@ -155,6 +161,9 @@ class StubRoute:
 
     def may_retry(self, now: float) -> bool:
         return bool(self._left)
+
+    def resume(self, broken: ProtocolError) -> None:
+        raise broken
 
     def finished(self, exchange: Exchange, now: float) -> None:
         self._handler.note_finished(exchange)

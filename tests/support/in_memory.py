@@ -14,6 +14,7 @@ from router.dataplane.exchange import Exchange
 from router.dataplane.http1 import OwnAnswer, Request
 from router.dataplane.pool import ReplicaPool
 from router.dataplane.replica_connection import ReplicaConnection
+from router.dataplane.route import EventLog
 
 
 class Loop:
@@ -152,6 +153,9 @@ class Pool(ReplicaPool):
 class Assignment:
     replica_id = "r0"
     matched_tokens = 0
+    body = rewriter = None
+    asks = b""
+    lost = False
 
     def __init__(self, plane: "InMemoryPlane") -> None:
         self.pool = plane.pool
@@ -175,6 +179,9 @@ class Route:
         self._attempts = 0
         self._finished = False
 
+    hedge_after_s: float | None = None
+    log: EventLog | None = None
+
     def enter(self, exchange: Exchange, now: float) -> bool:
         return True
 
@@ -186,6 +193,9 @@ class Route:
 
     def may_retry(self, now: float) -> bool:
         return self._attempts < 2
+
+    def resume(self, broken: ProtocolError) -> None:
+        raise broken
 
     def finished(self, exchange: Exchange, now: float) -> None:
         assert not self._finished
