@@ -1,5 +1,6 @@
 """A replica's streamed answer as a router that resumes reads it: each event with its tokens."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import msgspec
 
 from protocol import sse
 from protocol.resume import RESUMABLE_FIELD, RESUME_KEY, told_tokens
-from tests.support.fake_engine import ApiHarness
+from tests.support.fake_engine import TIMEOUT_S, ApiHarness
 
 RESUMABLE = {RESUMABLE_FIELD.decode(): "1"}
 
@@ -35,7 +36,10 @@ async def raw_stream(
     api: ApiHarness, path: str, body: dict[str, Any], headers: dict[str, str] | None = None
 ) -> bytes:
     body = {**body, "stream": True}
-    async with api.session.post(api.url + path, json=body, headers=headers) as response:
+    async with (
+        asyncio.timeout(TIMEOUT_S),
+        api.session.post(api.url + path, json=body, headers=headers) as response,
+    ):
         raw = await response.read()
         assert response.status == 200, raw
     return raw
