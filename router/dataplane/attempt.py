@@ -14,7 +14,7 @@ from protocol.errors import (
     Unavailable,
     UpstreamFailed,
 )
-from router.dataplane.answer_scan import AnswerUsage
+from router.core.answer_scan import AnswerUsage
 from router.dataplane.http1 import Request, ResponseHead, request_head
 from router.dataplane.pool import ConnectFailed, ConnectTooSlow, PoolFull
 from router.dataplane.replica_connection import ReplicaConnection

@@ -23,7 +23,7 @@ from protocol.errors import (
     UpstreamFailed,
 )
 from router.config import TimeoutsConfig
-from router.dataplane.answer_scan import AnswerUsage
+from router.core.answer_scan import AnswerUsage
 from router.dataplane.attempt import Attempt, Failure
 from router.dataplane.http1 import Header, Request, ResponseHead
 from router.dataplane.reply import Reply
@@ -33,6 +33,7 @@ from router.dataplane.route import Client, Outcome, Route
 log = logging.getLogger(__name__)
 
 _BUSY = (429, 503)
+_REPORTED_BYTES = 500
 _LOST_SILENT_S = 1.0  # a replica that is taken to be gone, and has sent nothing for so long, is
 
 
@@ -105,7 +106,7 @@ class Exchange:
         self._ends_by = math.inf
         if timeouts.total_s is not None:
             self._ends_by = request.started_at + timeouts.total_s
-        self._steps = cast(GeneratorType[None, _Happening, None], self._life())
+        self._steps = cast("GeneratorType[None, _Happening, None]", self._life())
         next(self._steps)
         self._done = False
 
@@ -120,7 +121,7 @@ class Exchange:
             while True:
                 answering = yield from self._race()  # 5, 6 and 7: until one replica answers
                 broken = yield from self._relay(answering)  # 8: to the last byte
-                if broken is None:
+                if broken is None or self._reply.ends_here():
                     return
                 self._go_on_after(broken)  # 9: elsewhere, by another race
         except _Gone:
@@ -187,7 +188,8 @@ class Exchange:
             self._racing.remove(attempt)
             self.usage = self._reply.usage()
             if happening.what is _What.ENDED:
-                attempt.release(Outcome.ANSWERED, self.status, self.usage)
+                usage = self.usage if not self.resumes else AnswerUsage()  # it is of all legs
+                attempt.release(Outcome.ANSWERED, self.status, usage)
                 self._reply.end()
                 return None
             assert happening.failure is not None
@@ -329,6 +331,9 @@ class Exchange:
             self._reply.relay(data)
         else:
             self._happen(_Happening(_What.ANSWERS, attempt, data))
+        if self._reply.reported and attempt is self._relayed:
+            reported = self._reply.reported[:_REPORTED_BYTES].decode(errors="replace").strip()
+            attempt.fail(Outcome.BROKEN_STREAM, f"the replica reported {reported}", UpstreamFailed)
 
     def attempt_ended(self, attempt: Attempt) -> None:
         if attempt is not self._relayed:  # an answer without a body

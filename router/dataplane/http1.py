@@ -119,6 +119,10 @@ class ResponseHead:
         self.keep_alive = keep_alive
         self.not_forwarded = not_forwarded
 
+    def has(self, name: bytes, value: bytes) -> bool:
+        """Whether there is such a field, its name in lower case."""
+        return (name, value) in self.headers
+
     def is_event_stream(self) -> bool:
         return any(
             name == b"content-type" and value.lower().startswith(b"text/event-stream")

@@ -9,7 +9,7 @@ events from another replica, or end with one that says why. The events are not d
 
 from protocol import sse
 from protocol.errors import ProtocolError, encode_error
-from router.dataplane.answer_scan import AnswerScan, AnswerUsage
+from router.core.answer_scan import AnswerScan, AnswerUsage
 from router.dataplane.http1 import (
     LAST_CHUNK,
     Header,
@@ -21,6 +21,7 @@ from router.dataplane.http1 import (
 from router.dataplane.route import Client, EventLog, Rewriter
 
 _EVENT_ENDS = (b"\n\n", b"\n\r\n")
+_ERROR_EVENT = b'data: {"error":'
 _MAX_HELD_BYTES = 1024 * 1024
 
 
@@ -29,7 +30,7 @@ class Reply:
 
     __slots__ = (
         "_as_events", "_chunked", "_client", "_held", "_keep_alive", "_log", "_request",
-        "_rewriter", "_scan", "_unsent_head", "begun", "sent",
+        "_rewriter", "_scan", "_unsent_head", "begun", "reported", "sent",
     )  # fmt: skip
 
     def __init__(self, client: Client, request: Request, log: EventLog | None) -> None:
@@ -39,6 +40,7 @@ class Reply:
         """
         self.begun = False  # the head is made
         self.sent = False  # the client has got a byte
+        self.reported = b""  # by an error event, instead of the rest of a stream
         self._client = client
         self._request = request
         self._log = log
@@ -67,7 +69,7 @@ class Reply:
     def continue_with(self, rewriter: Rewriter | None) -> None:
         """What follows comes from another replica; `rewriter` makes it fit."""
         self._rewriter = rewriter
-        self._held = b""  # of the event that broke
+        self._held = self.reported = b""  # of the event that broke
 
     def relay(self, data: bytes) -> None:
         """Some more of the answer; nothing at all only sends the head."""
@@ -75,6 +77,10 @@ class Reply:
             data = self._whole_events(data)
             if not data:
                 return
+            if self._log is not None and (at := data.find(_ERROR_EVENT)) >= 0:
+                data, self.reported = data[:at], data[at + len(_ERROR_EVENT) :]
+                if not data:
+                    return
             self._note(data)
             if self._chunked:
                 data = chunk(data)
@@ -91,6 +97,15 @@ class Reply:
                 rest = chunk(rest)
         self._write(rest + LAST_CHUNK if self._chunked else rest)
         self._client.exchange_done(keep_alive=self._keep_alive)
+
+    def ends_here(self) -> bool:
+        """Ends it if all was said, and only its very end has not come."""
+        end = self._log.end() if self._log is not None and self.sent else None
+        if end is None:
+            return False
+        self._held = end
+        self.end()
+        return True
 
     def break_off(self, error: ProtocolError, message: str) -> None:
         """There is no more: the client is told, not left guessing."""

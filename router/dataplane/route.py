@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Protocol
 
 from protocol.errors import ProtocolError
-from router.dataplane.answer_scan import AnswerUsage
+from router.core.answer_scan import AnswerUsage
 from router.dataplane.http1 import Request
 from router.dataplane.pool import ReplicaPool
 
@@ -57,6 +57,9 @@ class EventLog(Protocol):
     def add(self, events: bytes) -> None: ...
     def usage(self) -> AnswerUsage: ...
 
+    def end(self) -> bytes | None:
+        """What is left to say when all has been said; None: not all has."""
+
 
 class Rewriter(Protocol):
     """Makes a replica's events fit behind those of another."""
@@ -65,14 +68,15 @@ class Rewriter(Protocol):
 
 
 class Route(Protocol):
-    """What the router knows of one request, and where it may go.
+    """What the router knows of one request, and where it may go."""
 
-    hedge_after_s: After so long without an answer another replica is asked as well. None: never.
-    log: Of the events of its answer; None: nobody needs them.
-    """
+    @property
+    def hedge_after_s(self) -> float | None:
+        """After so long without an answer another replica is asked as well. None: never."""
 
-    hedge_after_s: float | None
-    log: EventLog | None
+    @property
+    def log(self) -> EventLog | None:
+        """Of the events of its answer; None: nobody needs them."""
 
     def enter(self, exchange: "Exchange", now: float) -> bool:
         """Whether the request may be assigned at once. If not, the exchange will be told that it

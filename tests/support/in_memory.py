@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from protocol.errors import ProtocolError, Unavailable
 from router.config import LimitsConfig, TimeoutsConfig
-from router.dataplane.answer_scan import AnswerUsage
+from router.core.answer_scan import AnswerUsage
 from router.dataplane.client_connection import ClientConnection
 from router.dataplane.exchange import Exchange
 from router.dataplane.http1 import OwnAnswer, Request
