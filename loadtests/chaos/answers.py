@@ -39,6 +39,7 @@ class Answer:
     """What was said, added up over its events.
 
     Attributes:
+        status: None: the connection broke before one was told.
         text: All of it.
         finishes: Every finish_reason told; an answer has one.
         usages: Every usage told.
@@ -50,7 +51,7 @@ class Answer:
         cut: Whether `error` is a broken connection, not something that was said.
     """
 
-    status: int = 200
+    status: int | None = 200
     text: str = ""
     finishes: list[str] = field(default_factory=list)
     usages: list[Usage] = field(default_factory=list)
@@ -164,10 +165,11 @@ def loss_of(
     """
     if answer.status != 200 or answer.error is not None or not answer.done:
         what = answer.error or "it ended before [DONE]"
+        status = f"status {answer.status}" if answer.status is not None else "no status"
         if stream:
-            said = f"status {answer.status}, {len(answer.text)} characters"
+            said = f"{status}, {len(answer.text)} characters"
             return Loss(kind=Kind.LOST, what=f"{said}: {what}")
-        return Loss(kind=Kind.FAILED, what=f"status {answer.status}: {what}")
+        return Loss(kind=Kind.FAILED, what=f"{status}: {what}")
     differences = [
         difference_of_texts(reference.text, answer.text),
         _difference("finish_reason", [reference.finish_reason], answer.finishes),

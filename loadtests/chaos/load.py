@@ -200,6 +200,8 @@ async def _ask(
                 reader.feed(data)
     except httpx.TransportError as error:
         reader.answer.cut = True
+        if not headers:
+            reader.answer.status = None
         reader.answer.error = reader.answer.error or f"{type(error).__name__}: {error}"
     except (msgspec.DecodeError, ValueError) as error:
         reader.answer.error = f"an answer that is none: {error}"
