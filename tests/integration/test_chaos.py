@@ -5,17 +5,21 @@ from pathlib import Path
 import pytest
 
 from loadtests.chaos.answers import Kind
+from loadtests.chaos.faults import Fault
 from loadtests.chaos.report import Result
 from loadtests.chaos.run import Plan, chaos, tiny_setting
 
 pytestmark = pytest.mark.processes
+
+# It begins with a long pause of one replica and, meanwhile, the kill of another's engine.
+SEED = 59
 
 
 async def test_faults_under_load_alter_no_answer_and_leave_nothing_behind(tmp_path: Path) -> None:
     plan = Plan(
         setting=tiny_setting(tmp_path, replicas=3, workers=1),
         seconds=12.0,
-        seed=1,
+        seed=SEED,
         clients=6,
         cases=16,
     )
@@ -23,7 +27,8 @@ async def test_faults_under_load_alter_no_answer_and_leave_nothing_behind(tmp_pa
     result = await chaos(plan, said.append)
     told = "\n".join([*said, *result.lines()])
     losses = result.tally.losses()
-    assert result.faults.total() >= 3, told
+    # More come as soon as two replicas are healthy again, which is the machine's affair.
+    assert result.faults.keys() >= {Fault.PAUSE_LONG, Fault.KILL_ENGINE}, told
     assert result.tally.plain > 20, told
     assert result.tally.streams > 20, told
     assert losses[Kind.FAILED] == 0, told
