@@ -11,7 +11,7 @@ from loadtests.chaos.leftovers import total
 from loadtests.chaos.load import Report, Tally
 
 _SHOWN = 20
-_RESUMES = "warmroute_router_resumes_total"
+_RESUMES = "warmroute_resumes_total"
 # Attempts that failed while the client had no byte of the answer; nearly each was followed by
 # another one elsewhere, and where none was a request failed.
 _RETRIED = r'outcome="(refused|broken|connect_failed)"'

@@ -17,8 +17,8 @@ warmroute_attempts_total{model="m",replica="r0",outcome="answered"} 90.0
 warmroute_attempts_total{model="m",replica="r0",outcome="broken"} 3.0
 warmroute_attempts_total{model="m",replica="r1",outcome="broken_stream"} 2.0
 warmroute_attempts_total{model="m",replica="r1",outcome="refused"} 1.0
-warmroute_router_resumes_total{model="m",outcome="resumed"} 5.0
-warmroute_router_resumes_total{model="m",outcome="failed"} 1.0
+warmroute_resumes_total{model="m",outcome="resumed"} 5.0
+warmroute_resumes_total{model="m",outcome="failed"} 1.0
 """
 
 
