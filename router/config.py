@@ -92,6 +92,9 @@ class ReplicaConfig(_Section, frozen=True, kw_only=True):
         beyond it requests go elsewhere or wait: see AdmissionConfig. A request larger than the
         largest such limit of its model runs when a replica with that limit is idle. Absent: no
         limit. A good value is a little less than its KV cache holds.
+    continues: Whether it goes on with an assistant's message when asked to
+        (`continue_final_message`), as vLLM and SGLang do: then streams that broke elsewhere are
+        resumed there. Absent: those with kv_events do. Replicas of ours need not be told.
     """
 
     id: str
@@ -100,6 +103,7 @@ class ReplicaConfig(_Section, frozen=True, kw_only=True):
     load_reports: LoadReportsConfig | None = None
     cache_tokens: Positive | None = None
     max_tokens: Positive | None = None
+    continues: bool | None = None
 
     def __post_init__(self) -> None:
         if not self.id or not self.id.isascii() or not self.id.isprintable():
@@ -257,6 +261,29 @@ class RetryConfig(_Section, frozen=True, kw_only=True):
     budget_min_per_s: Annotated[float, msgspec.Meta(ge=0)] = 5.0
 
 
+class ResumeConfig(_Section, frozen=True, kw_only=True):
+    """Streams whose replica dies or falls silent go on at another, as one answer to the client.
+
+    max_resumes: How often one stream may; beyond it, it ends with an error event. 0: never.
+    max_bytes: Of what was said (text, and 8 bytes a token) kept for each stream; longer ones
+        cannot be resumed.
+    """
+
+    max_resumes: Annotated[int, msgspec.Meta(ge=0)] = 3
+    max_bytes: Positive = 1024 * 1024
+
+
+class HedgeConfig(_Section, frozen=True, kw_only=True):
+    """A second replica for chats and completions whose first does not begin to answer.
+
+    after_s: So long after the request was sent, a second replica is asked as well, if the retry
+        budget affords it; whose answer begins first is relayed, the other is dropped. Absent:
+        never. For answers that are not streamed this is their whole time.
+    """
+
+    after_s: Seconds | None = None
+
+
 class ProbeConfig(_Section, frozen=True, kw_only=True):
     """Health probes: GET `path` of every replica each `interval_s`, answered within `timeout_s`."""
 
@@ -293,6 +320,8 @@ class RouterConfig(_Section, frozen=True, kw_only=True):
     admission: AdmissionConfig = AdmissionConfig()
     timeouts: TimeoutsConfig = TimeoutsConfig()
     retry: RetryConfig = RetryConfig()
+    resume: ResumeConfig = ResumeConfig()
+    hedge: HedgeConfig = HedgeConfig()
     probe: ProbeConfig = ProbeConfig()
     prediction: PredictionConfig = PredictionConfig()
     log_requests: bool = True

@@ -29,6 +29,11 @@ class RouterMetrics:
             "Attempts on replicas, by how they ended.",
             ["model", "replica", "outcome"],
         )
+        self.resumes = CounterFamily(
+            "warmroute_resumes",
+            "Streams that broke after their first event: resumed elsewhere, or impossible to.",
+            ["model", "outcome"],
+        )
         self.first_byte_seconds = HistogramFamily(
             "warmroute_time_to_first_byte_seconds",
             "First byte of the request in to first body byte of the answer out.",

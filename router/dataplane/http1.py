@@ -125,6 +125,10 @@ class ResponseHead:
         self.keep_alive = keep_alive
         self.not_forwarded = not_forwarded
 
+    def has(self, name: bytes, value: bytes) -> bool:
+        """Whether there is such a field, its name in lower case."""
+        return (name, value) in self.headers
+
     def is_event_stream(self) -> bool:
         return any(
             name == b"content-type" and value.lower().startswith(b"text/event-stream")
@@ -157,16 +161,20 @@ def connection_tokens(value: bytes) -> frozenset[bytes]:
     return frozenset(token.strip(b" \t").lower() for token in value.split(b","))
 
 
-def request_head(request: Request, host: bytes) -> bytes:
-    """The head to send to a replica: same method, target and end-to-end fields, our framing."""
+def request_head(request: Request, host: bytes, body_bytes: int, asks: bytes = b"") -> bytes:
+    """The head to send to a replica: same method, target and end-to-end fields, our framing.
+
+    Args:
+        asks: Header lines of our own.
+    """
     named = request.not_forwarded
     parts = [request.method, b" ", request.target, b" HTTP/1.1\r\nhost: ", host, b"\r\n"]
     for name, value in request.headers:
         if name not in _NOT_FORWARDED_UPSTREAM and name not in named:
             parts += (name, b": ", value, b"\r\n")
-    if request.body or request.method in (b"POST", b"PUT", b"PATCH"):
-        parts += (b"content-length: ", str(len(request.body)).encode(), b"\r\n")
-    parts += (request.forwarded, b"x-request-id: ", request.request_id, b"\r\n\r\n")
+    if body_bytes or request.method in (b"POST", b"PUT", b"PATCH"):
+        parts += (b"content-length: ", str(body_bytes).encode(), b"\r\n")
+    parts += (asks, request.forwarded, b"x-request-id: ", request.request_id, b"\r\n\r\n")
     if request.upgrades:
         return b"".join(parts)[:-2] + _UPGRADE
     return b"".join(parts)

@@ -26,7 +26,7 @@ from protocol.errors import (
     UpstreamFailed,
 )
 from router.config import TimeoutsConfig
-from router.dataplane.answer_scan import AnswerUsage
+from router.core.answer_scan import AnswerUsage
 from router.dataplane.http1 import (
     Header,
     Request,
@@ -68,6 +68,7 @@ class Tunnel:
         self.request = request
         self.status = 0
         self.attempts = 0
+        self.resumes = 0
         self.usage = AnswerUsage()
         self.first_byte_at: float | None = None
         self.replica_id: str | None = None
@@ -217,7 +218,7 @@ class Tunnel:
             self._connecting = None
             self._connection = connection
             self._moved_at = self._loop.time()
-            connection.send(request_head(self.request, assignment.pool.host_header), self)
+            connection.send(request_head(self.request, assignment.pool.host_header, 0), self)
 
     # TunnelSink
 

@@ -9,12 +9,11 @@ from contextlib import asynccontextmanager
 
 from protocol.errors import MethodNotAllowed, ProtocolError, Unavailable
 from router.config import LimitsConfig, TimeoutsConfig
-from router.dataplane.answer_scan import AnswerUsage
+from router.core.answer_scan import AnswerUsage
 from router.dataplane.client_connection import ClientConnection
-from router.dataplane.exchange import Exchange
 from router.dataplane.http1 import OwnAnswer, Request
 from router.dataplane.pool import ReplicaPool
-from router.dataplane.route import Outcome
+from router.dataplane.route import EventLog, Outcome, UnderWay
 from router.dataplane.server import Server
 
 Script = Callable[["Call"], Awaitable[None]]
@@ -134,6 +133,9 @@ class ScriptedReplica:
 
 class StubAssignment:
     matched_tokens = 7
+    body = rewriter = None
+    asks = b""
+    lost = False
 
     def __init__(self, handler: "StubHandler", replica_id: str) -> None:
         self.replica_id = replica_id
@@ -156,7 +158,10 @@ class StubRoute:
         self._handler = handler
         self._left = list(handler.pools)
 
-    def enter(self, exchange: Exchange, now: float) -> bool:
+    hedge_after_s: float | None = None
+    log: EventLog | None = None
+
+    def enter(self, exchange: UnderWay, now: float) -> bool:
         return True
 
     def assign(self, now: float) -> StubAssignment:
@@ -167,7 +172,10 @@ class StubRoute:
     def may_retry(self, now: float) -> bool:
         return bool(self._left)
 
-    def finished(self, exchange: Exchange, now: float) -> None:
+    def resume(self, broken: ProtocolError) -> None:
+        raise broken
+
+    def finished(self, exchange: UnderWay, now: float) -> None:
         self._handler.note_finished(exchange)
 
 
@@ -181,7 +189,7 @@ class StubHandler:
         self.pools: dict[str, ReplicaPool] = {}
         self.leases = 0
         self.outcomes: list[tuple[str, str]] = []
-        self.finished: list[Exchange] = []
+        self.finished: list[UnderWay] = []
         self.refusals: list[ProtocolError] = []
         self.changed = asyncio.Condition()
         self._notices: set[asyncio.Task[None]] = set()
@@ -197,7 +205,7 @@ class StubHandler:
             raise Unavailable("the router is shutting down", retry_after_s=1)
         return StubRoute(self)
 
-    def note_finished(self, exchange: Exchange) -> None:
+    def note_finished(self, exchange: UnderWay) -> None:
         self.finished.append(exchange)
 
         async def notify() -> None:

@@ -8,12 +8,12 @@ from typing import Any, cast
 
 from protocol.errors import ProtocolError, Unavailable
 from router.config import LimitsConfig, TimeoutsConfig
-from router.dataplane.answer_scan import AnswerUsage
+from router.core.answer_scan import AnswerUsage
 from router.dataplane.client_connection import ClientConnection
 from router.dataplane.http1 import OwnAnswer, Request
 from router.dataplane.pool import ReplicaPool
 from router.dataplane.replica_connection import ReplicaConnection
-from router.dataplane.route import UnderWay
+from router.dataplane.route import EventLog, UnderWay
 from router.dataplane.tunnel_connection import TunnelConnection
 
 
@@ -167,6 +167,9 @@ class Pool(ReplicaPool):
 class Assignment:
     replica_id = "r0"
     matched_tokens = 0
+    body = rewriter = None
+    asks = b""
+    lost = False
 
     def __init__(self, plane: "InMemoryPlane") -> None:
         self.pool = plane.pool
@@ -190,6 +193,9 @@ class Route:
         self._attempts = 0
         self._finished = False
 
+    hedge_after_s: float | None = None
+    log: EventLog | None = None
+
     def enter(self, exchange: UnderWay, now: float) -> bool:
         return True
 
@@ -201,6 +207,9 @@ class Route:
 
     def may_retry(self, now: float) -> bool:
         return self._attempts < 2
+
+    def resume(self, broken: ProtocolError) -> None:
+        raise broken
 
     def finished(self, exchange: UnderWay, now: float) -> None:
         assert not self._finished
