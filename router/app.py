@@ -32,6 +32,7 @@ from router.core.lease_board import LeaseBoard
 from router.core.policies import UnknownPolicy
 from router.core.ranks import rank_cache_id
 from router.core.states import StateEvent
+from router.dataplane.http1 import ResponseHead
 from router.dataplane.pool import ReplicaPool
 from router.dataplane.tls import TlsSide
 from router.gate import Gate
@@ -228,7 +229,11 @@ async def _follow_events(subscription: KvSubscription) -> None:
         subscription.give_up()
 
 
-def _probed(model: ServedModel, replica: str, failure: str | None) -> None:
+def _probed(
+    model: ServedModel, replica: str, failure: str | None, head: ResponseHead | None
+) -> None:
+    if head is not None:
+        model.see_answer(replica, head)
     event = StateEvent.PROBE_OK if failure is None else StateEvent.PROBE_FAILED
     model.apply(replica, event, asyncio.get_running_loop().time())
 

@@ -97,6 +97,9 @@ class ReplicaConfig(_Section, frozen=True, kw_only=True):
         beyond it requests go elsewhere or wait: see AdmissionConfig. A request larger than the
         largest such limit of its model runs when a replica with that limit is idle. Absent: no
         limit. A good value is a little less than its KV cache holds.
+    continues: Whether it goes on with an assistant's message when asked to
+        (`continue_final_message`), as vLLM and SGLang do: then streams that broke elsewhere are
+        resumed there. Absent: those with kv_events do. Replicas of ours need not be told.
     """
 
     id: str
@@ -106,6 +109,7 @@ class ReplicaConfig(_Section, frozen=True, kw_only=True):
     load_reports: LoadReportsConfig | None = None
     cache_tokens: Positive | None = None
     max_tokens: Positive | None = None
+    continues: bool | None = None
 
     def __post_init__(self) -> None:
         if not self.id or not self.id.isascii() or not self.id.isprintable():
@@ -240,7 +244,10 @@ class TimeoutsConfig(_Section, frozen=True, kw_only=True):
         off.
     total_s: First byte of a request to the last byte of its answer, whatever happens in between:
         504 total_timed_out, or in a stream an event with that code. Absent: no bound.
-    drain_s: SIGTERM to the moment running answers are cut off.
+    tunnel_idle_s: One byte through a tunnel (a WebSocket) to the next, either way, pings included;
+        then both sides are closed. Once a side has closed its half it is between_bytes_s, if that
+        is less. A tunnel is part of its request's total_s.
+    drain_s: SIGTERM to the moment running answers and open tunnels are cut off.
     """
 
     request_head_s: Seconds = 30.0
@@ -250,6 +257,7 @@ class TimeoutsConfig(_Section, frozen=True, kw_only=True):
     first_byte_s: Seconds = 600.0
     between_bytes_s: Seconds = 120.0
     total_s: Seconds | None = None
+    tunnel_idle_s: Seconds = 3600.0
     drain_s: Seconds = 30.0
 
 
@@ -264,6 +272,29 @@ class RetryConfig(_Section, frozen=True, kw_only=True):
     max_attempts: Positive = 3
     budget_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
     budget_min_per_s: Annotated[float, msgspec.Meta(ge=0)] = 5.0
+
+
+class ResumeConfig(_Section, frozen=True, kw_only=True):
+    """Streams whose replica dies or falls silent go on at another, as one answer to the client.
+
+    max_resumes: How often one stream may; beyond it, it ends with an error event. 0: never.
+    max_bytes: Of what was said (text, and 8 bytes a token) kept for each stream; longer ones
+        cannot be resumed.
+    """
+
+    max_resumes: Annotated[int, msgspec.Meta(ge=0)] = 3
+    max_bytes: Positive = 1024 * 1024
+
+
+class HedgeConfig(_Section, frozen=True, kw_only=True):
+    """A second replica for chats and completions whose first does not begin to answer.
+
+    after_s: So long after the request was sent, a second replica is asked as well, if the retry
+        budget affords it; whose answer begins first is relayed, the other is dropped. Absent:
+        never. For answers that are not streamed this is their whole time.
+    """
+
+    after_s: Seconds | None = None
 
 
 class ProbeConfig(_Section, frozen=True, kw_only=True):
@@ -302,6 +333,8 @@ class RouterConfig(_Section, frozen=True, kw_only=True):
     admission: AdmissionConfig = AdmissionConfig()
     timeouts: TimeoutsConfig = TimeoutsConfig()
     retry: RetryConfig = RetryConfig()
+    resume: ResumeConfig = ResumeConfig()
+    hedge: HedgeConfig = HedgeConfig()
     probe: ProbeConfig = ProbeConfig()
     prediction: PredictionConfig = PredictionConfig()
     log_requests: bool = True

@@ -7,7 +7,8 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from http import HTTPStatus
 from urllib.parse import unquote
 
 import msgspec
@@ -22,16 +23,16 @@ from protocol.errors import (
 )
 from protocol.openai import ModelCard, ModelList
 from router.config import RouterConfig
-from router.core.ids import ReplicaId
 from router.core.retry_budget import RetryBudget
-from router.core.ticket import Ticket, TicketState
+from router.core.ticket import Ticket
 from router.dataplane.client_connection import ClientConnection
-from router.dataplane.exchange import Exchange
 from router.dataplane.http1 import OwnAnswer, Request
+from router.dataplane.route import UnderWay
 from router.dataplane.server import Server
 from router.gate import Gate, priority_of, tenant_of
 from router.metrics import RouterMetrics
 from router.model_names import ModelNames
+from router.named_model import form_boundary, model_in_form, model_in_query, rename_model
 from router.request_log import RequestLog
 from router.request_view import (
     CHAT_PATHS,
@@ -39,9 +40,9 @@ from router.request_view import (
     RequestView,
     prompt_bytes,
     view_of,
-    with_model,
 )
-from router.served_model import ReplicaAssignment, ServedModel
+from router.routed_request import RoutedRequest
+from router.served_model import ServedModel
 
 _OWN_PATHS = frozenset({b"/health", b"/ready", b"/v1/models"})
 _PROMPT_PATHS = CHAT_PATHS | COMPLETION_PATHS
@@ -75,6 +76,8 @@ class RouterHandler:
             ratio=config.retry.budget_ratio, min_per_s=config.retry.budget_min_per_s, now=now
         )
         self.max_attempts = config.retry.max_attempts
+        self.resume = config.resume
+        self.hedge_after_s = config.hedge.after_s
         self.server = Server(self, config.limits.max_connections)
         self.log = log
         self.gate = Gate(config, models, metrics)
@@ -100,10 +103,10 @@ class RouterHandler:
         view = _view(path, request)
         model = self.models[self._names.resolve(view.model)]
         if view.model and view.model != model.name:
-            request.body = with_model(request.body, model.name)
+            rename_model(request, model.name)
         prompt = prompt_bytes(path, view, model.assets)
         ticket = _ticket(request, view, model, prompt) if self.gate.limited else None
-        return RoutedRequest(self, model, view, prompt, ticket)
+        return RoutedRequest(self, model, request, view, prompt, ticket)
 
     def new_request_id(self) -> bytes:
         return f"{self._id_prefix}-{next(self._id_numbers):x}".encode()
@@ -124,19 +127,23 @@ class RouterHandler:
 
     # For routed requests
 
-    def finished(self, routed: "RoutedRequest", exchange: Exchange, now: float) -> None:
+    def finished(self, routed: "RoutedRequest", exchange: UnderWay, now: float) -> None:
         request = exchange.request
         model, replica = routed.model.name, exchange.replica_id or _NO_MODEL
         self.metrics.requests[model, replica, str(exchange.status)].inc()
-        self.metrics.request_seconds[(model,)].observe(now - request.started_at)
+        tunnelled = exchange.status == HTTPStatus.SWITCHING_PROTOCOLS  # lasts as a client likes
         first_byte_s = None
         if exchange.first_byte_at is not None:
             first_byte_s = exchange.first_byte_at - request.started_at
-            self.metrics.first_byte_seconds[(model,)].observe(first_byte_s)
+        if not tunnelled:
+            self.metrics.request_seconds[(model,)].observe(now - request.started_at)
+            if first_byte_s is not None:
+                self.metrics.first_byte_seconds[(model,)].observe(first_byte_s)
         if self.log is None:
             return
         usage = exchange.usage
         ttfb_s = "-" if first_byte_s is None else f"{first_byte_s:.4f}"
+        resumes = f" resumes={exchange.resumes}" if exchange.resumes else ""
         error = f" error={_quoted(exchange.failure)}" if exchange.failure else ""
         self.log.add(
             f"request_id={_text(request.request_id)} target={_text(request.target)} model={model}"
@@ -145,7 +152,7 @@ class RouterHandler:
             f" prompt_tokens={_or_dash(usage.prompt_tokens)}"
             f" matched_tokens={exchange.matched_tokens}"
             f" cached_tokens={_or_dash(usage.cached_tokens)}"
-            f" completion_tokens={_or_dash(usage.completion_tokens)}{error}"
+            f" completion_tokens={_or_dash(usage.completion_tokens)}{resumes}{error}"
         )
 
     # inside
@@ -176,75 +183,6 @@ class RouterHandler:
         return ModelCard(id=name, created=self._created, root=root if root != name else None)
 
 
-class RoutedRequest:
-    """A request whose model is known: the data plane's `Route`."""
-
-    def __init__(
-        self,
-        handler: RouterHandler,
-        model: ServedModel,
-        view: RequestView,
-        prompt: bytes | None,
-        ticket: Ticket | None,
-    ) -> None:
-        """
-        Args:
-            ticket: What it asks admission for; None where room is not limited.
-        """
-        self.model = model
-        self._ticket = ticket
-        self._handler = handler
-        self._view = view
-        self._prompt = prompt
-        self._tried: set[ReplicaId] = set()
-        handler.in_flight += 1
-
-    def enter(self, exchange: Exchange, now: float) -> bool:
-        if self._ticket is None or not self.model.fleet.routable:
-            return True
-        self._ticket.owner = exchange
-        return self._handler.gate.enter(self._ticket, now)
-
-    def assign(self, now: float) -> ReplicaAssignment:
-        budget = self._handler.retry_budget
-        if self._tried:
-            budget.retry()
-        else:
-            budget.request(now)
-        excluded: Collection[ReplicaId] = self._tried
-        admission, ticket = self._handler.gate.admission, self._ticket
-        if ticket is not None and ticket.state is not TicketState.ADMITTED:
-            ticket = None  # no replica was routable when it came: it was not asked for
-        if ticket is not None:
-            excluded = admission.excluded(ticket, excluded)
-        assignment = self.model.assign(
-            self._prompt,
-            self._view.namespace,
-            output_tokens_max=self._view.expected_output_tokens,
-            streaming=bool(self._view.stream),
-            excluded=excluded,
-            now=now,
-        )
-        self._tried.add(assignment.replica_id)
-        if ticket is not None:
-            admission.take(ticket, assignment.replica_id)
-        return assignment
-
-    def may_retry(self, now: float) -> bool:
-        handler = self._handler
-        return (
-            len(self._tried) < handler.max_attempts
-            and self.model.can_retry(self._tried)
-            and handler.retry_budget.affords_retry(now)
-        )
-
-    def finished(self, exchange: Exchange, now: float) -> None:
-        self._handler.in_flight -= 1
-        self._handler.finished(self, exchange, now)
-        if self._ticket is not None:
-            self._handler.gate.leave(self._ticket, now)
-
-
 def _ticket(
     request: Request, view: RequestView, model: ServedModel, prompt: bytes | None
 ) -> Ticket:
@@ -260,9 +198,14 @@ def _ticket(
 
 
 def _view(path: bytes, request: Request) -> RequestView:
-    """What can be read of the body; bodies of paths we do not know need not be JSON."""
+    """What can be read of a request; bodies of paths we do not know need not be JSON."""
+    if request.upgrades:
+        return RequestView(model=model_in_query(request.target))
     if path in _PROMPT_PATHS and request.method == b"POST":
         return view_of(request.body)
+    boundary = form_boundary(request)
+    if boundary is not None:
+        return RequestView(model=model_in_form(request.body, boundary))
     try:
         return view_of(request.body) if request.body else RequestView()
     except BadRequest:

@@ -20,13 +20,19 @@ class RouterMetrics:
     def __init__(self) -> None:
         self.requests = CounterFamily(
             "warmroute_requests",
-            "Requests answered, by the status sent to the client (499: the client left).",
+            "Requests answered, by the status sent to the client (499: the client left; 101: a"
+            " tunnel, when it is over).",
             ["model", "replica", "status"],
         )
         self.attempts = CounterFamily(
             "warmroute_attempts",
             "Attempts on replicas, by how they ended.",
             ["model", "replica", "outcome"],
+        )
+        self.resumes = CounterFamily(
+            "warmroute_resumes",
+            "Streams that broke after their first event: resumed elsewhere, or impossible to.",
+            ["model", "outcome"],
         )
         self.first_byte_seconds = HistogramFamily(
             "warmroute_time_to_first_byte_seconds",

@@ -28,6 +28,9 @@ class RequestView(msgspec.Struct, kw_only=True):
     messages: list[dict[str, Any]] | None = None
     prompt: str | list[Any] | None = None
     stream: bool | None = False
+    stream_options: Any = None
+    n: Any = None
+    best_of: Any = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     cache_salt: str | None = None
@@ -47,6 +50,16 @@ class RequestView(msgspec.Struct, kw_only=True):
     @property
     def namespace(self) -> Namespace:
         return namespace_of(None, self.cache_salt or None)
+
+    @property
+    def is_one_stream(self) -> bool:
+        """Whether its answer is a stream of one choice."""
+        return bool(self.stream) and self.n in (None, 1) and self.best_of in (None, 1)
+
+    @property
+    def wants_usage(self) -> bool:
+        options = self.stream_options
+        return isinstance(options, Mapping) and options.get("include_usage") is True
 
     @property
     def expected_output_tokens(self) -> int | None:

@@ -11,9 +11,11 @@ from random import Random
 from prompt.assets import PromptAssets
 from prompt.vocabulary import IdVocabulary
 from protocol.load_report import LoadReport
+from protocol.resume import RESUMES_BY_TOKENS, RESUMES_FIELD
 from router.answer_learning import AnswerLearning
 from router.config import ModelConfig, PredictionConfig
 from router.control.subscription import SubscriptionStatus
+from router.core.answer_scan import AnswerUsage
 from router.core.believed_cache import BelievedCache
 from router.core.cached_reports import CachedReports
 from router.core.cost import CostModel
@@ -26,9 +28,9 @@ from router.core.policy import Decision, RouteQuery
 from router.core.predictions import Predictions, RoutedPrompt
 from router.core.prefix_tree import Match, PrefixTree
 from router.core.states import State, StateEvent
-from router.dataplane.answer_scan import AnswerUsage
+from router.dataplane.http1 import ResponseHead
 from router.dataplane.pool import ReplicaPool
-from router.dataplane.route import Outcome
+from router.dataplane.route import Outcome, Rewriter
 from router.event_caches import EventCaches
 from router.metrics import RouterMetrics
 
@@ -80,6 +82,12 @@ class ServedModel:
         self.cost = CostModel()
         self.fleet = Fleet(board)
         self.load_reports: dict[ReplicaId, LoadReport] = {}
+        self.goes_on_by_tokens: set[ReplicaId] = set()  # see protocol.resume
+        self.goes_on_by_text = {
+            one.id
+            for one in config.replicas
+            if (one.kv_events is not None if one.continues is None else one.continues)
+        }
         self.subscriptions: dict[str, SubscriptionStatus] = {}  # by cache id: see router.core.ranks
         self.last_decision: Decision | None = None
         # Told when other replicas may get requests than before.
@@ -203,6 +211,13 @@ class ServedModel:
             )  # fmt: skip
             self.routable_changed(self, now)
 
+    def see_answer(self, replica: ReplicaId, head: ResponseHead) -> None:
+        """What a probe's answer says of the replica, beside its health."""
+        if head.has(RESUMES_FIELD, RESUMES_BY_TOKENS):
+            self.goes_on_by_tokens.add(replica)
+        else:
+            self.goes_on_by_tokens.discard(replica)
+
     def events_changed(self, cache_id: str, _status: SubscriptionStatus) -> None:
         """Events of a replica or one of its ranks were applied, or a status in `subscriptions`
         has changed."""
@@ -314,8 +329,15 @@ class ReplicaAssignment:
         self.held_elsewhere_tokens = held_elsewhere_tokens
         self.first_token_s: float | None = None
         self.answering = False
+        self.body: bytes | None = None
+        self.asks = b""
+        self.rewriter: Rewriter | None = None
         self._model = model
         self._streaming = streaming
+
+    @property
+    def lost(self) -> bool:
+        return self.lease.replica.state is State.EJECTED
 
     def first_byte(self, now: float) -> None:
         self.answering = True

@@ -1,6 +1,5 @@
 """The two shapes an answer has: chat completion and plain completion."""
 
-import time
 from typing import Protocol
 
 from protocol.openai import (
@@ -32,8 +31,8 @@ class Kind(Protocol):
 
 
 class Chat:
-    def __init__(self, answer_id: str, model: str) -> None:
-        self._id, self._model, self._created = answer_id, model, int(time.time())
+    def __init__(self, answer_id: str, created: int, model: str) -> None:
+        self._id, self._created, self._model = answer_id, created, model
 
     def whole(self, text: str, finish: StopReason, usage: Usage) -> object:
         choice = ChatChoice(index=0, message=AssistantMessage(content=text), finish_reason=finish)
@@ -59,8 +58,8 @@ class Chat:
 
 
 class Completion:
-    def __init__(self, answer_id: str, model: str) -> None:
-        self._id, self._model, self._created = answer_id, model, int(time.time())
+    def __init__(self, answer_id: str, created: int, model: str) -> None:
+        self._id, self._created, self._model = answer_id, created, model
 
     def whole(self, text: str, finish: StopReason, usage: Usage) -> object:
         return self.chunk(text, finish, usage)

@@ -4,11 +4,15 @@
 
 The status line of a stream is sent with its first text, not before: until then a refusal keeps its
 status, and a router may still send the request elsewhere.
+
+An answer that broke off elsewhere goes on (protocol.resume): what was said is replayed through the
+state that text goes through, and follows the prompt in the engine.
 """
 
 import asyncio
+import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 import msgspec
@@ -19,9 +23,10 @@ from prompt.messages import template_variables
 from protocol import sse
 from protocol.errors import BadRequest, ProtocolError, encode_error
 from protocol.openai import ChatRequest, CompletionRequest, SamplingFields, Usage, usage
+from protocol.resume import RESUMABLE_FIELD, tokens_line
 from replica.api import answers, validation
 from replica.api.context import API, ApiContext, ServedModel
-from replica.api.text import Piece, pieces
+from replica.api.text import AnswerText, Piece, last_piece, pieces
 from replica.api.validation import Wish
 from replica.metrics import RequestTimes
 
@@ -31,6 +36,9 @@ _encoder = msgspec.json.Encoder()
 
 _INLINE_MESSAGES_BYTES = 2000
 """Larger chats are rendered in a thread."""
+_INLINE_TOKENS = 250
+"""More tokens are replayed in a thread: they take 2 to 4 µs each."""
+_RESUMABLE = RESUMABLE_FIELD.decode()
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -49,7 +57,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
             "messages",
         )
         prompt = await model.encode(text, add_special_tokens=bool(chat.add_special_tokens))
-        kind = answers.Chat(f"chatcmpl-{uuid.uuid4().hex}", api.config.model.name)
+        kind = answers.Chat(*_id_and_time(chat, "chatcmpl"), api.config.model.name)
         return await _answer(request, chat, wish, prompt, kind, arrived_s, "messages")
 
 
@@ -61,8 +69,15 @@ async def completions(request: web.Request) -> web.StreamResponse:
     wish = validation.wish_of_completion(body, api.random_seed, api.vocab_size, model.sampling)
     with api.admitted():
         prompt = await _completion_prompt(body, api, model)
-        kind = answers.Completion(f"cmpl-{uuid.uuid4().hex}", api.config.model.name)
+        kind = answers.Completion(*_id_and_time(body, "cmpl"), api.config.model.name)
         return await _answer(request, body, wish, prompt, kind, arrived_s, "prompt")
+
+
+def _id_and_time(asked: SamplingFields, prefix: str) -> tuple[str, int]:
+    resume = asked.warmroute_resume
+    if resume is not None:
+        return resume.id, resume.created
+    return f"{prefix}-{uuid.uuid4().hex}", int(time.time())
 
 
 async def _render(api: ApiContext, chat: ChatRequest, body_bytes: int) -> str:
@@ -119,31 +134,73 @@ async def _answer(
     api = request.app[API]
     model = api.ready_model()
     times = RequestTimes(api.metrics, arrived_s)
-    max_tokens = validation.tokens_to_generate(
-        len(prompt), wish, api.config.model.max_model_len, prompt_field
-    )
+    context = api.config.model.max_model_len
+    max_tokens = validation.tokens_to_generate(len(prompt), wish, context, prompt_field)
     eos = () if wish.ignore_eos else model.tokenizer.eos_token_ids
+    stop_token_ids = [*eos, *wish.stop_token_ids]
+    answer = AnswerText(model.tokenizer.detokenizer(), wish.stops)
+    said: list[int] = []
+    untold = ""
+    if asked.warmroute_resume is not None:
+        said = asked.warmroute_resume.token_ids
+        validation.check_said(said, context)
+        untold = await _take_up(answer, said, stop_token_ids, max_tokens)
     outcome = "abort"
     try:
+        if answer.finish is not None:
+            text = last_piece(answer, untold)
+            response, outcome = await _tell(request, asked, kind, text, len(prompt))
+            return response
         with api.client.generate(
-            prompt_token_ids=prompt,
-            max_tokens=max_tokens,
-            stop_token_ids=[*eos, *wish.stop_token_ids],
+            prompt_token_ids=[*prompt, *said] if said else prompt,
+            max_tokens=max_tokens - len(said),
+            stop_token_ids=stop_token_ids,
             sampling=wish.sampling,
             cache_salt=wish.cache_salt,
         ) as generation:
-            text = pieces(generation, model.tokenizer.detokenizer(), wish.stops, times)
-            async with aclosing(text):
-                if asked.stream:
-                    response, outcome = await _stream(request, asked, kind, text, len(prompt))
-                else:
-                    response, outcome = await _whole(kind, text, len(prompt))
+            text = pieces(generation, answer, times)
+            response, outcome = await _tell(request, asked, kind, text, len(prompt))
         return response
     except ProtocolError:
         outcome = "error"
         raise
     finally:
         times.ended(outcome, len(prompt))
+
+
+async def _take_up(
+    answer: AnswerText, said: list[int], stop_token_ids: list[int], max_tokens: int
+) -> str:
+    """Has `answer` go on after `said`; returns text not told yet, only if it ends with that.
+
+    Raises:
+        BadRequest: the answer ends before the last token of `said`.
+    """
+    # More than there is room for: where it was said there was more room, so it had not ended.
+    fits = len(said) <= max_tokens
+    given = (said, frozenset(stop_token_ids), max_tokens if fits else None)
+    if len(said) <= _INLINE_TOKENS:
+        taken = answer.replay(*given)
+    else:
+        taken = await asyncio.to_thread(answer.replay, *given)
+    if taken < len(said):
+        place = "warmroute_resume.token_ids"
+        raise BadRequest(f"{place}: the answer ends with token {taken} of {len(said)}", param=place)
+    return "" if fits or answer.finish is not None else answer.end("length")
+
+
+async def _tell(
+    request: web.Request,
+    asked: SamplingFields,
+    kind: answers.Kind,
+    text: AsyncGenerator[Piece, None],
+    prompt_tokens: int,
+) -> tuple[web.StreamResponse, str]:
+    """The answer, streamed or whole, and how it ended."""
+    async with aclosing(text):
+        if asked.stream:
+            return await _stream(request, asked, kind, text, prompt_tokens)
+        return await _whole(kind, text, prompt_tokens)
 
 
 async def _whole(
@@ -169,18 +226,22 @@ async def _stream(
     options = asked.stream_options
     with_usage = options is not None and options.include_usage
     in_every_chunk = options is not None and options.continuous_usage_stats
+    tells_tokens = request.headers.get(_RESUMABLE) == "1"
     piece = await anext(text)  # an error here still has its status
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
     )
     await response.prepare(request)
-    opening = kind.opening()
+    opening = kind.opening() if asked.warmroute_resume is None else None
     ahead = b"" if opening is None else sse.frame(_encoder.encode(opening))
     try:
         while True:
             count = _usage(prompt_tokens, piece)
             chunk = kind.chunk(piece.text, piece.finish, count if in_every_chunk else None)
-            frames = ahead + sse.frame(_encoder.encode(chunk))
+            frames = sse.frame(_encoder.encode(chunk))
+            if tells_tokens:
+                frames = tokens_line(piece.token_ids) + frames
+            frames = ahead + frames
             if piece.finish is not None:
                 break
             await response.write(frames)
@@ -200,4 +261,6 @@ async def _stream(
 
 
 def _usage(prompt_tokens: int, piece: Piece) -> Usage:
-    return usage(prompt_tokens, piece.completion_tokens, piece.cached_tokens)
+    # What was said before counts as prompt in the engine, and may be cached there.
+    cached_tokens = min(piece.cached_tokens, prompt_tokens)
+    return usage(prompt_tokens, piece.completion_tokens, cached_tokens)

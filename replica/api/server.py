@@ -15,12 +15,14 @@ from protocol.errors import (
     PayloadTooLarge,
     ProtocolError,
 )
+from protocol.resume import RESUMES_BY_TOKENS, RESUMES_FIELD
 from replica.api import admin, completions
 from replica.api.context import API, ApiContext
 
 _log = logging.getLogger(__name__)
 
 _REQUEST_ID = "x-request-id"
+_RESUMES, _BY_TOKENS = RESUMES_FIELD.decode(), RESUMES_BY_TOKENS.decode()
 _GOOD_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -29,7 +31,7 @@ def build_app(api: ApiContext) -> web.Application:
         middlewares=[_errors_as_answers], client_max_size=api.config.limits.max_body_bytes
     )
     app[API] = api
-    app.on_response_prepare.append(_add_request_id)
+    app.on_response_prepare.append(_add_fields)
     app.add_routes(
         [
             web.post("/v1/chat/completions", completions.chat_completions),
@@ -97,7 +99,9 @@ async def _errors_as_answers(
     )
 
 
-async def _add_request_id(request: web.Request, response: web.StreamResponse) -> None:
+async def _add_fields(request: web.Request, response: web.StreamResponse) -> None:
+    """What every answer has."""
+    response.headers[_RESUMES] = _BY_TOKENS
     given = request.headers.get(_REQUEST_ID, "")
     response.headers[_REQUEST_ID] = (
         given if _GOOD_REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"

@@ -1,6 +1,6 @@
 """Tokens to text as they come: detokenised, cut at stop strings, never a partial stop string."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,54 +64,121 @@ class StopMatcher:
         return 0
 
 
+class AnswerText:
+    """One answer: its tokens in, as the engine gives them, and out what may be told of its text.
+
+    Attributes:
+        num_tokens: Taken so far, stop token included.
+        finish: Why the answer ended, once it has; then there is nothing more to take.
+    """
+
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
+        self._detokenizer = detokenizer
+        self._matcher = StopMatcher(stops)
+        self.num_tokens = 0
+        self.finish: StopReason | None = None
+
+    def take(self, token_id: int, finish: str | None) -> str:
+        """The text that `token_id` lets out.
+
+        Args:
+            finish: The engine's: "stop" for a stop token, "length" for the last one there is room
+                for, None for others.
+        """
+        self.num_tokens += 1
+        # A stop token itself has no text.
+        text = "" if finish == "stop" else self._matcher.feed(self._detokenizer.push(token_id))
+        if self._matcher.stopped:
+            self.finish = "stop"
+        elif finish is not None:
+            text += self.end("stop" if finish == "stop" else "length")
+        return text
+
+    def end(self, finish: StopReason) -> str:
+        """What was held back, as no more tokens come. Even that may complete a stop string."""
+        text = self._matcher.feed(self._detokenizer.flush())
+        text += self._matcher.finish()
+        self.finish = "stop" if self._matcher.stopped else finish
+        return text
+
+    def replay(
+        self, token_ids: Sequence[int], stop_token_ids: Container[int], max_tokens: int | None
+    ) -> int:
+        """Takes tokens whose text was told before, up to the answer's end; returns how many.
+
+        The rules are the engine's: as long as it goes by the same ones, what is held back and why
+        the answer ended are what they were where the tokens were generated.
+
+        Args:
+            stop_token_ids: Tokens that end the answer.
+            max_tokens: How many the answer may have; None: as many as these.
+        """
+        for number, token_id in enumerate(token_ids, start=1):
+            at_end = "stop" if token_id in stop_token_ids else None
+            if at_end is None and number == max_tokens:
+                at_end = "length"
+            self.take(token_id, at_end)
+            if self.finish is not None:
+                return number
+        return len(token_ids)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
     """Some more of the answer's text.
 
     Attributes:
         text: May be empty on the last piece only.
-        completion_tokens: Generated so far, stop token included.
+        token_ids: Generated since the piece before: stop token, and those held back, included.
+        completion_tokens: Of the whole answer so far, stop token included.
         finish: Why the answer ends, on its last piece.
     """
 
     text: str
+    token_ids: list[int]
     completion_tokens: int
     cached_tokens: int
     finish: StopReason | None
 
 
 async def pieces(
-    generation: Generation, detokenizer: Detokenizer, stops: Sequence[str], times: RequestTimes
+    generation: Generation, answer: AnswerText, times: RequestTimes
 ) -> AsyncGenerator[Piece, None]:
     """The text of `generation`; one piece for all tokens that arrived together, if it has text.
+
+    Args:
+        answer: Knows what was said before, if anything.
 
     Raises:
         ProtocolError: the engine refused the sequence, or ended.
     """
-    matcher = StopMatcher(stops)
-    completion_tokens = 0
-    while True:
-        text, finish, cached_tokens = "", None, 0
+    token_ids: list[int] = []
+    while answer.finish is None:
+        text, cached_tokens = "", 0
         for output, arrived_s in await generation.take():
-            completion_tokens += 1
             cached_tokens = output.cached_tokens
             times.token(arrived_s, output.queue_time_s)
-            if output.finish != "stop":  # a stop token itself has no text
-                text += matcher.feed(detokenizer.push(output.token_id))
-            if matcher.stopped:
-                finish = "stop"
-            elif output.finish is not None:
-                text += matcher.feed(detokenizer.flush())
-                text += matcher.finish()
-                finish = "stop" if matcher.stopped or output.finish == "stop" else "length"
-            if finish is not None:
+            token_ids.append(output.token_id)
+            text += answer.take(output.token_id, output.finish)
+            if answer.finish is not None:
                 break
-        if text or finish is not None:
+        if text or answer.finish is not None:
             yield Piece(
                 text=text,
-                completion_tokens=completion_tokens,
+                token_ids=token_ids,
+                completion_tokens=answer.num_tokens,
                 cached_tokens=cached_tokens,
-                finish="stop" if finish == "stop" else "length" if finish else None,
+                finish=answer.finish,
             )
-        if finish is not None:
-            return
+            token_ids = []
+
+
+async def last_piece(answer: AnswerText, text: str) -> AsyncGenerator[Piece, None]:
+    """The one piece of an answer that had ended before: `text` is what was not told of it."""
+    yield Piece(
+        text=text,
+        token_ids=[],
+        completion_tokens=answer.num_tokens,
+        cached_tokens=0,
+        finish=answer.finish,
+    )

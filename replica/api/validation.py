@@ -9,6 +9,7 @@ import msgspec
 
 from protocol.errors import BadRequest, ContextTooLong, ModelNotFound
 from protocol.openai import ChatRequest, CompletionRequest, SamplingFields
+from protocol.resume import Resume
 from replica.config import Model
 from replica.core.plan import SamplingParams
 from replica.sampling_defaults import SamplingDefaults
@@ -21,6 +22,8 @@ _COMPLETION_MAX_TOKENS = 16
 _MAX_STOPS = 4
 _MAX_STOP_CHARACTERS = 1024
 _MAX_STOP_TOKEN_IDS = 128
+_MAX_ID_CHARACTERS = 256
+"""Of an answer that goes on; its events all repeat it."""
 _SEED_MASK = 2**64 - 1
 """Signed and unsigned seeds name the same 64 bits."""
 
@@ -193,6 +196,21 @@ def tokens_to_generate(prompt_tokens: int, wish: Wish, context: int, param: str)
     return room if wish.max_tokens is None else min(wish.max_tokens, room)
 
 
+def check_said(said: list[int], context: int) -> None:
+    """Raises ContextTooLong when what an answer said can be none of this model's.
+
+    Args:
+        context: Tokens.
+    """
+    if len(said) > context:
+        place = "warmroute_resume.token_ids"
+        raise ContextTooLong(
+            f"{place}: this model's context holds {context} tokens, prompt and answer together; "
+            f"these are {len(said)}",
+            param=place,
+        )
+
+
 def _wish(
     request: SamplingFields,
     max_tokens: int | None,
@@ -213,6 +231,10 @@ def _wish(
         _refuse(getattr(request, name), (None, False, []), name)
     if request.stream_options is not None and not request.stream:
         raise BadRequest("stream_options needs stream to be true", param="stream_options")
+    if request.warmroute_resume is not None:
+        if not request.stream:
+            raise BadRequest("warmroute_resume needs stream to be true", param="warmroute_resume")
+        _check_resume(request.warmroute_resume, vocabulary)
     if request.cache_salt == "":
         raise BadRequest("cache_salt must not be empty", param="cache_salt")
     stop_token_ids = request.stop_token_ids or []
@@ -265,6 +287,16 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
                 param="stop",
             )
     return tuple(stops)
+
+
+def _check_resume(resume: Resume, vocabulary: int) -> None:
+    check_token_ids(resume.token_ids, vocabulary, "warmroute_resume.token_ids")
+    if not 0 < len(resume.id) <= _MAX_ID_CHARACTERS:
+        raise BadRequest(
+            f"warmroute_resume.id has 1 to {_MAX_ID_CHARACTERS} characters, not {len(resume.id)}",
+            param="warmroute_resume.id",
+        )
+    _check_range(resume.created, "warmroute_resume.created", lowest=0, highest=2**63 - 1)
 
 
 def _check_range(value: float, name: str, *, lowest: float, highest: float | None = None) -> None:

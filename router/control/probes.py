@@ -20,14 +20,15 @@ log = logging.getLogger(__name__)
 async def probe(
     replica: ReplicaConfig,
     config: ProbeConfig,
-    on_result: Callable[[str | None], None],
+    on_result: Callable[[str | None, ResponseHead | None], None],
     tls: TlsSide | None = None,
 ) -> None:
     """Runs until cancelled.
 
     Args:
         tls: For a replica at an https:// address.
-        on_result: Told after each probe: None when the replica is ready, else why not.
+        on_result: Told after each probe: None when the replica is ready, else why not; and the
+            head of its answer, if there was one.
     """
     pool = ReplicaPool(
         *replica.address,
@@ -42,17 +43,19 @@ async def probe(
     last_failure: str | None = None
     try:
         while True:
-            failure = await _probe_once(pool, request, config.timeout_s)
+            failure, head = await _probe_once(pool, request, config.timeout_s)
             if failure not in (None, last_failure):
                 log.info("replica %s: probe: %s", replica.id, failure)
             last_failure = failure
-            on_result(failure)
+            on_result(failure, head)
             await asyncio.sleep(config.interval_s)
     finally:
         pool.close()
 
 
-async def _probe_once(pool: ReplicaPool, request: bytes, timeout_s: float) -> str | None:
+async def _probe_once(
+    pool: ReplicaPool, request: bytes, timeout_s: float
+) -> tuple[str | None, ResponseHead | None]:
     try:
         async with asyncio.timeout(timeout_s):
             reused = pool.take_idle()
@@ -63,23 +66,23 @@ async def _probe_once(pool: ReplicaPool, request: bytes, timeout_s: float) -> st
                     pass  # closed by the replica before it heard us
             return _judge(await _ask(await pool.connect(), request))
     except TimeoutError:
-        return f"no answer within {timeout_s} s"
+        return f"no answer within {timeout_s} s", None
     except ConnectFailed as error:
-        return f"cannot connect: {error}"
+        return f"cannot connect: {error}", None
     except _Broken as error:
-        return str(error)
+        return str(error), None
 
 
-def _judge(status: int) -> str | None:
-    return None if status == 200 else f"answered {status}"
+def _judge(head: ResponseHead) -> tuple[str | None, ResponseHead]:
+    return None if head.status == 200 else f"answered {head.status}", head
 
 
-async def _ask(connection: ReplicaConnection, request: bytes) -> int:
-    """The status of the answer. Raises _Broken."""
+async def _ask(connection: ReplicaConnection, request: bytes) -> ResponseHead:
+    """The head of the answer. Raises _Broken."""
     answer = _Answer()
     connection.send(request, b"", answer, head_only=False)
     try:
-        return await answer.status
+        return await answer.head
     finally:
         if not answer.ended:
             connection.abandon()
@@ -90,25 +93,26 @@ class _Broken(Exception):
 
 
 class _Answer:
-    """Takes an answer of which only the status matters."""
+    """Takes an answer of which only the head matters."""
 
     def __init__(self) -> None:
-        self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.head: asyncio.Future[ResponseHead] = asyncio.get_running_loop().create_future()
         self.ended = False
-        self._told = 0
+        self._told: ResponseHead | None = None
 
     def answer_head(self, head: ResponseHead) -> None:
-        self._told = head.status
+        self._told = head
 
     def answer_bytes(self, data: bytes) -> None:
         pass
 
     def answer_ended(self) -> None:
         self.ended = True
-        if not self.status.done():
-            self.status.set_result(self._told)
+        if not self.head.done():
+            assert self._told is not None
+            self.head.set_result(self._told)
 
     def answer_broken(self, reason: str) -> None:
         self.ended = True
-        if not self.status.done():
-            self.status.set_exception(_Broken(reason))
+        if not self.head.done():
+            self.head.set_exception(_Broken(reason))

@@ -4,7 +4,8 @@ One request is under way at a time; pipelined ones wait, a few at most, then the
 read.
 
 A client that closes its sending side is taken to have left, as nginx does: that is how a closed
-browser tab or a killed script looks, and what it asked for is expensive.
+browser tab or a killed script looks, and what it asked for is expensive. Only in a tunnel it is as
+TCP has it: one half is closed.
 
 Sources: RFC 9112 §9.3.2 (pipelining), §9.6 (closing); RFC 9110 §10.1.1 (Expect).
 """
@@ -29,12 +30,15 @@ from router.dataplane.forwarding import Forwarding
 from router.dataplane.http1 import CONTINUE, Header, OwnAnswer, Request, own_response
 from router.dataplane.request_reader import BUG, RequestReader
 from router.dataplane.route import Route
+from router.dataplane.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
 
 _MAX_PIPELINED = 8
 # A pipelined body larger than this waits alone: eight of the largest would be much memory.
 _LARGE_PIPELINED_BYTES = 64 * 1024
+# A client should wait for the 101 before it goes on; beyond this it has to.
+_MAX_BEHIND_BYTES = 16 * 1024
 _LINGER_S = 2.0
 _trace_ids = Random()  # from the system's entropy
 
@@ -68,7 +72,9 @@ class ClientConnection(asyncio.Protocol):
         self._handler = handler
         self._loop = loop
         self._transport: asyncio.Transport | None = None
-        self._exchange: Exchange | None = None
+        self._exchange: Exchange | Tunnel | None = None
+        self._tunnel: Tunnel | None = None  # open: what comes is not HTTP any more
+        self._ended = False  # a tunnel's client has closed its half
         self._waiting: deque[Request | _Refused] = deque()
         self._reading_paused = False
         self._writing_paused = False
@@ -103,7 +109,7 @@ class ClientConnection(asyncio.Protocol):
         self.exchange_done(keep_alive=keep_alive)
 
     def exchange_done(self, *, keep_alive: bool) -> None:
-        self._exchange = None
+        self._exchange = self._tunnel = None
         self._free_since = self._loop.time()
         if not keep_alive or (self._handler.draining and not self.busy):
             self._close()
@@ -117,6 +123,33 @@ class ClientConnection(asyncio.Protocol):
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+    # Client, for the tunnel
+
+    def open_tunnel(self) -> bytes:
+        assert isinstance(self._exchange, Tunnel)
+        self._tunnel = self._exchange
+        early = bytes(self._reader.behind)
+        self._reader.behind.clear()
+        self.resume_reading()
+        return early
+
+    def end_writing(self) -> bool:
+        if self._transport is None or not self._transport.can_write_eof():
+            return False
+        self._transport.write_eof()
+        return True
+
+    def pause_reading(self) -> None:
+        # Once its half is closed there is nothing to read, and resuming would find that end again.
+        if self._transport is not None and not self._reading_paused and not self._ended:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._transport is not None and self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
 
     # For the handler
 
@@ -159,18 +192,25 @@ class ClientConnection(asyncio.Protocol):
         self._handler.connection_opened(self)
 
     def data_received(self, data: bytes) -> None:
-        if not self._closing:
+        if self._tunnel is not None:
+            self._tunnel.client_bytes(data)
+        elif not self._closing:
             self._reader.feed(data)
+            if len(self._reader.behind) > _MAX_BEHIND_BYTES:
+                self.pause_reading()
 
     def eof_received(self) -> bool:
-        return False
+        if self._tunnel is None or self._transport is None:
+            return False
+        self._ended = True
+        return self._tunnel.client_ended(can_go_on=self._transport.can_write_eof())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._closing = True
         self._waiting.clear()
         self._handler.connection_closed(self)
-        exchange, self._exchange = self._exchange, None
+        exchange, self._exchange, self._tunnel = self._exchange, None, None
         if exchange is not None:
             exchange.client_gone()
 
@@ -197,7 +237,7 @@ class ClientConnection(asyncio.Protocol):
         if self._waiting and (
             len(self._waiting) >= _MAX_PIPELINED or len(request.body) > _LARGE_PIPELINED_BYTES
         ):
-            self._pause_reading()
+            self.pause_reading()
 
     def request_refused(self, request: Request, error: ProtocolError) -> None:
         """Answered when its turn comes."""
@@ -224,7 +264,7 @@ class ClientConnection(asyncio.Protocol):
             return
         request = self._waiting.popleft()
         if not self._waiting:
-            self._resume_reading()
+            self.resume_reading()
         if isinstance(request, _Refused):
             self._handler.refused(*request)
             self.answer_error(request.error, request.request)
@@ -248,7 +288,8 @@ class ClientConnection(asyncio.Protocol):
         if isinstance(opened, OwnAnswer):
             self._answer_own(opened, request)
             return
-        self._exchange = Exchange(self, request, opened, self._handler.timeouts, self._loop)
+        kind = Tunnel if request.upgrades else Exchange
+        self._exchange = kind(self, request, opened, self._handler.timeouts, self._loop)
         self._exchange.start()
 
     def _answer_own(self, answer: OwnAnswer, request: Request) -> None:
@@ -291,16 +332,6 @@ class ClientConnection(asyncio.Protocol):
             self.abort()
         return unsent_bytes > 0
 
-    def _pause_reading(self) -> None:
-        if self._transport is not None and not self._reading_paused:
-            self._reading_paused = True
-            self._transport.pause_reading()
-
-    def _resume_reading(self) -> None:
-        if self._transport is not None and self._reading_paused:
-            self._reading_paused = False
-            self._transport.resume_reading()
-
     def _close(self) -> None:
         """Closes once what was written has gone out.
 
@@ -313,8 +344,12 @@ class ClientConnection(asyncio.Protocol):
         reader = self._reader
         more_may_come = reader.refused or reader.receiving or reader.surplus or self._reading_paused
         self._waiting.clear()
-        if more_may_come and self._transport.can_write_eof():
+        if (
+            (more_may_come or reader.upgrading)
+            and not self._ended
+            and self._transport.can_write_eof()
+        ):
             self._transport.write_eof()
-            self._resume_reading()
+            self.resume_reading()
         else:
             self._transport.close()

@@ -1,49 +1,81 @@
-"""One request's life after its last byte came in: choose a replica, send, relay, end or try again.
+"""One request's life, from its last byte to the last of its answer: `Exchange._life` is the order.
 
-1. `route.enter` lets it in, or has it wait until there is room.
-2. `route.assign` chooses a replica and takes its lease, synchronously.
-3. An idle connection is used at once; else one is opened.
-4. The answer's head is held back until its first body byte, so that until then another replica
-   can still be tried. From then on the bytes are relayed as they come.
-5. At the true end (or failure, or the client's leaving) the lease is released, once.
+It is a generator: what happens to connections and clients is sent into it, or thrown where it ends
+the request. Between two happenings it runs without interruption, so that choosing a replica and
+taking its lease are one step. Bytes of an answer that is being relayed do not pass through it.
 """
 
 import asyncio
+import logging
 import math
+from collections.abc import Generator
+from contextlib import suppress
+from enum import Enum, auto
+from types import GeneratorType
+from typing import cast
 
-from protocol import sse
 from protocol.errors import (
-    ConnectTimedOut,
     FirstByteTimedOut,
     InternalError,
-    Overloaded,
     ProtocolError,
     StreamTimedOut,
     TotalTimedOut,
-    Unavailable,
     UpstreamFailed,
-    encode_error,
 )
 from router.config import TimeoutsConfig
-from router.dataplane.answer_scan import AnswerScan, AnswerUsage
-from router.dataplane.dechunker import Dechunker
-from router.dataplane.http1 import (
-    LAST_CHUNK,
-    Header,
-    Request,
-    ResponseHead,
-    chunk,
-    request_head,
-    response_head,
-)
-from router.dataplane.pool import ConnectFailed, ConnectTooSlow, PoolFull
-from router.dataplane.replica_connection import ReplicaConnection
+from router.core.answer_scan import AnswerUsage
+from router.dataplane.attempt import Attempt, Failure
+from router.dataplane.http1 import Header, Request, ResponseHead
+from router.dataplane.reply import Reply
 from router.dataplane.request_reader import BUG
-from router.dataplane.route import Assignment, Client, Outcome, Route
+from router.dataplane.route import Client, Outcome, Route
+
+log = logging.getLogger(__name__)
+
+_BUSY = (429, 503)
+_REPORTED_BYTES = 500
+_LOST_SILENT_S = 1.0  # a replica that is taken to be gone, and has sent nothing for so long, is
+
+
+class _Gone(Exception):
+    """The client has left."""
+
+
+class _What(Enum):
+    STARTED = auto()
+    ADMITTED = auto()
+    ANSWERS = auto()
+    ENDED = auto()
+    FAILED = auto()
+    HEDGE_DUE = auto()
+
+
+class _Happening:
+    """Something the life of a request waits for."""
+
+    __slots__ = ("attempt", "data", "failure", "what")
+
+    def __init__(
+        self,
+        what: _What,
+        attempt: Attempt | None = None,
+        data: bytes = b"",
+        failure: Failure | None = None,
+    ) -> None:
+        self.what = what
+        self.attempt = attempt
+        self.data = data
+        self.failure = failure
+
+
+_Life = Generator[None, _Happening, None]
+_STARTED = _Happening(_What.STARTED)
+_ADMITTED = _Happening(_What.ADMITTED)
+_HEDGE_DUE = _Happening(_What.HEDGE_DUE)
 
 
 class Exchange:
-    """A request under way, and the sink of its answer."""
+    """A request under way."""
 
     def __init__(
         self,
@@ -56,6 +88,7 @@ class Exchange:
         self.request = request
         self.status = 0
         self.attempts = 0
+        self.resumes = 0
         self.usage = AnswerUsage()
         self.first_byte_at: float | None = None
         self.replica_id: str | None = None
@@ -65,318 +98,284 @@ class Exchange:
         self._route = route
         self._timeouts = timeouts
         self._loop = loop
-        self._assignment: Assignment | None = None
-        self._connection: ReplicaConnection | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._stale_retry_used = False
-        self._head: ResponseHead | None = None
-        self._scan = AnswerScan(is_stream=False)
-        self._dechunker: Dechunker | None = None
-        self._keep_alive = False  # what the answer's head said
-        self._client_paused = False
+        self._reply = Reply(client, request, route.log)
+        self._racing: list[Attempt] = []  # those under way: one, or two when hedged
+        self._relayed: Attempt | None = None  # the one whose answer the client gets
+        self._turned_away: ProtocolError | None = None
+        self._client_paused_at: float | None = None
         self._ends_by = math.inf
         if timeouts.total_s is not None:
             self._ends_by = request.started_at + timeouts.total_s
-        self._waiting_since = 0.0  # of the replica, or of the client while it is paused
+        self._steps = cast("GeneratorType[None, _Happening, None]", self._life())
+        next(self._steps)
         self._done = False
 
-    @property
-    def started(self) -> bool:
-        """Whether the client has got a byte of the answer."""
-        return self.first_byte_at is not None
+    # The life of a request
 
-    def start(self) -> None:
+    def _life(self) -> Generator[None, _Happening, None]:
+        """From a whole request (1) on; its numbers are those of docs/architecture.md."""
+        outcome = Outcome.CRASHED
+        try:
+            yield  # until it is this request's turn on its connection
+            yield from self._enter()  # 2 to 4: it has been read, and is let in
+            while True:
+                answering = yield from self._race()  # 5, 6 and 7: until one replica answers
+                broken = yield from self._relay(answering)  # 8: to the last byte
+                if broken is None or self._reply.ends_here():
+                    return
+                self._go_on_after(broken)  # 9: elsewhere, by another race
+        except _Gone:
+            self.status, outcome = 499, Outcome.CLIENT_GONE
+        except ProtocolError as error:
+            outcome = Outcome.CRASHED if isinstance(error, InternalError) else Outcome.CUT_OFF
+            self._fail(error)
+        except Exception:  # the edge: a bug of ours must not look like the client's fault
+            log.exception("request %s failed", self.request.request_id.decode(errors="replace"))
+            self._fail(InternalError(BUG))
+        finally:
+            for attempt in self._racing:
+                attempt.release(outcome, self.status, self.usage)
+            self._done = True
+            self._route.finished(self, self._loop.time())
+
+    def _enter(self) -> _Life:
         now = self._loop.time()
         if now > self._ends_by:
-            self._time_over()  # while it waited behind others on its connection
-            return
+            raise self._time_over()  # while it waited behind others on its connection
+        enters = self._route.enter(self, now)
+        if self._turned_away is not None:
+            raise self._turned_away
+        if not enters:
+            yield
+
+    def _race(self) -> Generator[None, _Happening, Attempt]:
+        """Asks replicas until one answers: the next when one fails, two when one is slow.
+
+        Raises:
+            ProtocolError: none does.
+        """
+        self._try_one()
+        hedge = None
+        if self._route.hedge_after_s is not None:
+            hedge = self._loop.call_later(self._route.hedge_after_s, self._happen, _HEDGE_DUE)
         try:
-            enters = self._route.enter(self, now)
-        except ProtocolError as error:
-            self._fail(error)
+            while True:
+                happening = yield
+                attempt = happening.attempt
+                if happening.what is _What.ANSWERS:
+                    assert attempt is not None
+                    self._begin(attempt, happening.data)
+                    return attempt
+                if happening.what is _What.HEDGE_DUE:
+                    if len(self._racing) == 1 and self._route.may_retry(self._loop.time()):
+                        self._try_one()
+                    continue
+                assert happening.what is _What.FAILED
+                assert attempt is not None
+                assert happening.failure is not None
+                self._drop(attempt, happening.failure)
+        finally:
+            if hedge is not None:
+                hedge.cancel()
+
+    def _relay(self, attempt: Attempt) -> Generator[None, _Happening, Failure | None]:
+        """Until the answer is whole, or broken: then why. Its bytes are passed on meanwhile."""
+        while True:
+            happening = yield
+            if happening.what is _What.HEDGE_DUE or happening.attempt is not attempt:
+                continue
+            self._relayed = None
+            self._racing.remove(attempt)
+            self.usage = self._reply.usage()
+            if happening.what is _What.ENDED:
+                usage = self.usage if not self.resumes else AnswerUsage()  # it is of all legs
+                attempt.release(Outcome.ANSWERED, self.status, usage)
+                self._reply.end()
+                return None
+            assert happening.failure is not None
+            attempt.release(Outcome.BROKEN_STREAM, self.status, self.usage)
+            self.failure = happening.failure.reason
+            return happening.failure
+
+    # The steps
+
+    def _try_one(self) -> None:
+        """Chooses a replica, takes its lease and sends the request there. Raises ProtocolError."""
+        assignment = self._route.assign(self._loop.time())
+        self.attempts += 1
+        self.replica_id = assignment.replica_id
+        self.matched_tokens = assignment.matched_tokens
+        attempt = Attempt(self, self.request, assignment, self._loop)
+        if self._client_paused_at is not None:
+            attempt.pause_reading()
+        self._racing.append(attempt)
+        attempt.start()
+
+    def _drop(self, attempt: Attempt, failure: Failure) -> None:
+        """An attempt failed before its answer began. Another replica, or the end."""
+        self._racing.remove(attempt)
+        self.failure = failure.reason
+        slow = isinstance(failure.error, FirstByteTimedOut)  # as slow elsewhere, most likely
+        may_retry = not slow and self._route.may_retry(self._loop.time())
+        attempt.release(failure.outcome, self.status, self.usage)
+        if self._racing:
             return
-        if enters:
-            self._attempt()
+        if not may_retry:
+            raise failure.error
+        self._try_one()
+
+    def _begin(self, attempt: Attempt, data: bytes) -> None:
+        """Its first bytes are there: whoever else was asked has lost."""
+        now, assignment, head = self._loop.time(), attempt.assignment, attempt.head
+        assert head is not None
+        for other in self._racing:
+            if other is not attempt:
+                other.release(Outcome.OUTRUN, 0, self.usage)
+        self._racing = [attempt]
+        self._relayed = attempt
+        self.replica_id = assignment.replica_id
+        assignment.first_byte(now)
+        if self._reply.begun:
+            self._reply.continue_with(assignment.rewriter)
+        else:
+            self.status = head.status
+            self.first_byte_at = now
+            self.matched_tokens = assignment.matched_tokens
+            added: list[Header] = [
+                (b"x-request-id", self.request.request_id),
+                (b"x-warmroute-replica", assignment.replica_id.encode()),
+                (b"x-warmroute-matched-tokens", str(assignment.matched_tokens).encode()),
+            ]
+            self._reply.begin(head, added)
+        self._reply.relay(data)
+
+    def _go_on_after(self, broken: Failure) -> None:
+        """What is assigned next begins anew, if the client has seen nothing of the answer, or else
+        goes on where it broke. Raises ProtocolError: neither can be."""
+        if self._reply.sent:
+            self._route.resume(broken.error)
+            self.resumes += 1
+        elif self._route.may_retry(self._loop.time()):
+            self._reply = Reply(self._client, self.request, self._route.log)
+        else:
+            raise broken.error
+
+    def _fail(self, error: ProtocolError) -> None:
+        self.failure = error.message
+        if self._reply.sent:
+            self._reply.break_off(error, f"the stream broke: {error.message}")
+        else:
+            self.status = error.status
+            self._client.answer_error(error, self.request)
+
+    # What happens to it
+
+    def start(self) -> None:
+        """It is its turn."""
+        self._happen(_STARTED)
 
     def admitted(self) -> None:
-        """There is room now."""
-        if not self._done:
-            self._attempt()
+        """There is room now. (If it is told while it enters, so is it by `Route.enter`.)"""
+        if not self._steps.gi_running:
+            self._happen(_ADMITTED)
 
     def turned_away(self, error: ProtocolError) -> None:
-        """There was no room in time."""
-        if not self._done:
-            self._fail(error)
+        """There was no room in time, or none to wait: then it is told while it enters."""
+        if self._steps.gi_running:
+            self._turned_away = error
+        else:
+            self._end(error)
 
     def client_gone(self) -> None:
         """The client has left: stop at once, so that the replica frees its blocks."""
-        if self._done:
-            return
-        self.status = 499
-        if self._connecting is not None:
-            self._connecting.cancel()
-        self._drop_connection()
-        self._release(Outcome.CLIENT_GONE)
-        self._finish()
+        self._end(_Gone())
 
     def crashed(self) -> None:
         """A bug of ours has shown while this was started: nothing of it is left behind."""
-        if self._done:
-            return
-        if self._connecting is not None:
-            self._connecting.cancel()
-        self._drop_connection()
-        self._release(Outcome.CRASHED)
-        self._fail(InternalError(BUG))
+        self._end(InternalError(BUG))
 
     def pause(self) -> None:
         """The client reads too slowly: stop reading from the replica."""
-        self._client_paused = True
-        self._waiting_since = self._loop.time()
-        if self._connection is not None:
-            self._connection.pause_reading()
+        self._client_paused_at = self._loop.time()
+        for attempt in self._racing:
+            attempt.pause_reading()
 
     def resume(self) -> None:
-        self._client_paused = False
-        self._waiting_since = self._loop.time()
-        if self._connection is not None:
-            self._connection.resume_reading()
+        self._client_paused_at = None
+        for attempt in self._racing:
+            attempt.waiting_since = self._loop.time()
+            attempt.resume_reading()
 
     def check_timeouts(self, now: float) -> None:
-        """Called about once a second."""
-        if self._done:
-            return
+        """Called about twice a second."""
         if now > self._ends_by:
-            self._time_over()
+            self._end(self._time_over())
             return
-        if self._connection is None:
-            return
-        waited_s = now - self._waiting_since
-        if self._client_paused:
-            if waited_s > self._timeouts.between_bytes_s:
+        if self._client_paused_at is not None:
+            if now - self._client_paused_at > self._timeouts.between_bytes_s:
                 self._client.abort()
-        elif not self.started:
-            if waited_s > self._timeouts.first_byte_s:
-                self._drop_connection()
-                self._release(Outcome.BROKEN)
-                limit_s = self._timeouts.first_byte_s
-                self._fail(FirstByteTimedOut(f"the replica did not answer within {limit_s} s"))
-        elif waited_s > self._timeouts.between_bytes_s:
-            connection = self._connection
-            self._drop_connection()
-            limit_s = self._timeouts.between_bytes_s
-            error = StreamTimedOut(f"the replica was silent for {limit_s} s")
-            self._end_broken_stream(error, connection, Outcome.BROKEN_STREAM)
+            return
+        for attempt in list(self._racing):
+            if attempt.waiting_since is not None:
+                self._check_wait(attempt, now - attempt.waiting_since)
 
-    def _time_over(self) -> None:
-        error = TotalTimedOut(f"the request was not over within {self._timeouts.total_s} s")
-        if self._connecting is not None:
-            self._connecting.cancel()
-        connection = self._connection
-        self._drop_connection()
-        if self.started:
-            self._end_broken_stream(error, connection, Outcome.CUT_OFF)
+    def attempt_refused(self, attempt: Attempt, head: ResponseHead) -> bool:
+        if self._reply.begun:
+            return head.status != 200 or not head.is_event_stream()
+        if head.status not in _BUSY:
+            return False
+        return len(self._racing) > 1 or self._route.may_retry(self._loop.time())
+
+    def attempt_answers(self, attempt: Attempt, data: bytes) -> None:
+        if attempt is self._relayed:
+            self._reply.relay(data)
         else:
-            self._release(Outcome.CUT_OFF)
-            self._fail(error)
+            self._happen(_Happening(_What.ANSWERS, attempt, data))
+        if self._reply.reported and attempt is self._relayed:
+            reported = self._reply.reported[:_REPORTED_BYTES].decode(errors="replace").strip()
+            attempt.fail(Outcome.BROKEN_STREAM, f"the replica reported {reported}", UpstreamFailed)
 
-    # Reaching a replica
+    def attempt_ended(self, attempt: Attempt) -> None:
+        if attempt is not self._relayed:  # an answer without a body
+            self._happen(_Happening(_What.ANSWERS, attempt))
+        self._happen(_Happening(_What.ENDED, attempt))
 
-    def _attempt(self) -> None:
-        try:
-            assignment = self._route.assign(self._loop.time())
-        except ProtocolError as error:
-            self._fail(error)
-            return
-        self.attempts += 1
-        self._assignment = assignment
-        self.replica_id = assignment.replica_id
-        self.matched_tokens = assignment.matched_tokens
-        self._reach(assignment)
-
-    def _reach(self, assignment: Assignment) -> None:
-        connection = assignment.pool.take_idle()
-        if connection is not None:
-            self._send(assignment, connection)
-        else:
-            self._connecting = self._loop.create_task(self._connect(assignment))
-
-    async def _connect(self, assignment: Assignment) -> None:
-        try:
-            connection = await assignment.pool.connect()
-        except ConnectFailed as error:
-            self._connecting = None
-            kind = ConnectTimedOut if isinstance(error, ConnectTooSlow) else Unavailable
-            self._replica_failed(Outcome.CONNECT_FAILED, f"cannot connect: {error}", kind)
-        except PoolFull as error:
-            self._connecting = None
-            self._replica_failed(Outcome.REFUSED, str(error), Overloaded)
-        else:
-            self._connecting = None
-            self._send(assignment, connection)
-
-    def _send(self, assignment: Assignment, connection: ReplicaConnection) -> None:
-        self._connection = connection
-        self._waiting_since = self._loop.time()
-        connection.send(
-            request_head(self.request, assignment.pool.host_header),
-            self.request.body,
-            self,
-            head_only=self.request.method == b"HEAD",
-        )
-        if self._client_paused:
-            connection.pause_reading()
-
-    # AnswerSink
-
-    def answer_head(self, head: ResponseHead) -> None:
-        if head.status in (429, 503) and self._route.may_retry(self._loop.time()):
-            self._drop_connection()
-            self.failure = f"the replica answered {head.status}"
-            self._release(Outcome.REFUSED)
-            self._attempt()
-            return
-        self.status = head.status
-        self._head = head
-        self._scan = AnswerScan(is_stream=head.is_event_stream())
-        if head.chunked and self.request.version == "1.0":
-            self._dechunker = Dechunker()
-
-    def answer_bytes(self, data: bytes) -> None:
-        if self._head is None:
-            return  # refused: its body is of no interest
-        now = self._loop.time()
-        self._waiting_since = now
-        self._scan.feed(data)
-        if self._dechunker is not None:
-            data = self._dechunker.feed(data)
-        if self.first_byte_at is None:
-            self._first_byte(now, data)
-        else:
-            self._client.write(data)
-
-    def answer_ended(self) -> None:
-        if self._done or self._head is None:
-            return
-        self._connection = None
-        if self.first_byte_at is None:  # an answer without a body
-            self._first_byte(self._loop.time(), b"")
-        self.usage = self._scan.usage()
-        self._release(Outcome.ANSWERED)
-        self._client.exchange_done(keep_alive=self._keep_alive)
-        self._finish()
-
-    def answer_broken(self, reason: str) -> None:
-        if self._done:
-            return
-        connection, self._connection = self._connection, None
-        if self.started:
-            self._end_broken_stream(UpstreamFailed(reason), connection, Outcome.BROKEN_STREAM)
-            return
-        self._head = None
-        assert connection is not None
-        stale = connection.reused and not connection.got_bytes
-        if stale and not self._stale_retry_used and self._assignment is not None:
-            # The replica had closed this idle connection before it saw the request: not its fault.
-            self._stale_retry_used = True
-            self._connecting = self._loop.create_task(self._connect(self._assignment))
-            return
-        self._replica_failed(Outcome.BROKEN, reason, UpstreamFailed)
+    def attempt_failed(self, attempt: Attempt, failure: Failure) -> None:
+        self._happen(_Happening(_What.FAILED, attempt, failure=failure))
 
     # inside
 
-    def _first_byte(self, now: float, data: bytes) -> None:
-        assert self._head is not None
-        assert self._assignment is not None
-        self.first_byte_at = now
-        self._assignment.first_byte(now)
-        self._keep_alive = self._keeps_alive()
-        added: list[Header] = [
-            (b"x-request-id", self.request.request_id),
-            (b"x-warmroute-replica", self._assignment.replica_id.encode()),
-            (b"x-warmroute-matched-tokens", str(self._assignment.matched_tokens).encode()),
-        ]
-        head = response_head(
-            self._head,
-            added=added,
-            chunked=self._head.chunked and self._dechunker is None,
-            keep_alive=self._keep_alive,
-        )
-        self._client.write(head + data)
+    def _happen(self, happening: _Happening) -> None:
+        """Lets its life go on. Whatever comes after its end is of no interest."""
+        if self._done:
+            return
+        with suppress(StopIteration):
+            self._steps.send(happening)
 
-    def _keeps_alive(self) -> bool:
-        """The client's wish, unless only closing can tell it where the body ends."""
-        head = self._head
-        if head is None or self._dechunker is not None:
-            return False
-        delimited = (
-            head.chunked
-            or head.content_length is not None
-            or self.request.method == b"HEAD"
-            or head.status in (204, 304)
-        )
-        return delimited and self._client.stays_open(self.request)
+    def _end(self, error: Exception) -> None:
+        if self._done:
+            return
+        with suppress(StopIteration):
+            self._steps.throw(error)
 
-    def _replica_failed(self, outcome: str, reason: str, kind: type[ProtocolError]) -> None:
-        """An attempt failed before the first byte: another replica, or the end."""
-        now = self._loop.time()
-        self.failure = reason
-        may_retry = self._route.may_retry(now)
-        replica_id = self.replica_id
-        self._release(outcome)
-        if may_retry:
-            self._attempt()
-        else:
-            self._fail(kind(f"replica {replica_id}: {reason}", retry_after_s=1.0))
+    def _check_wait(self, attempt: Attempt, waited_s: float) -> None:
+        """Whether a replica has been silent for too long."""
+        lost = attempt.assignment.lost and waited_s > _LOST_SILENT_S
+        if attempt is self._relayed:
+            limit_s = self._timeouts.between_bytes_s
+            if waited_s > limit_s:
+                attempt.fail(
+                    Outcome.BROKEN_STREAM, f"the replica was silent for {limit_s} s", StreamTimedOut
+                )
+            elif lost:
+                attempt.fail(Outcome.BROKEN_STREAM, "the replica does not react", UpstreamFailed)
+        elif waited_s > self._timeouts.first_byte_s:
+            limit_s = self._timeouts.first_byte_s
+            attempt.fail(
+                Outcome.BROKEN, f"the replica did not answer within {limit_s} s", FirstByteTimedOut
+            )
+        elif lost:
+            attempt.fail(Outcome.BROKEN, "the replica does not react", UpstreamFailed)
 
-    def _end_broken_stream(
-        self, error: ProtocolError, connection: ReplicaConnection | None, outcome: str
-    ) -> None:
-        """An answer ends in its middle: the client is told, not left guessing.
-
-        Args:
-            connection: It stands where the last byte was relayed.
-        """
-        assert self._head is not None
-        self.failure = error.message
-        self._release(outcome)
-        raw_chunks = self._head.chunked and self._dechunker is None
-        between_chunks = (
-            connection is not None and connection.between_chunks and self._scan.ends_line()
-        )
-        can_speak = (
-            self._head.is_event_stream()
-            and self._head.content_length is None
-            and (not raw_chunks or between_chunks)
-        )
-        if can_speak:
-            message = f"the stream broke: replica {self.replica_id}: {error.message}"
-            event = sse.frame(encode_error(message, type=error.type, code=error.code))
-            if not self._scan.ends_between_events(chunked=self._head.chunked):
-                event = b"\n\n" + event
-            self._client.write(chunk(event) + LAST_CHUNK if raw_chunks else event)
-            self._client.exchange_done(keep_alive=False)
-        else:
-            self._client.abort()
-        self._finish()
-
-    def _fail(self, error: ProtocolError) -> None:
-        self.status = error.status
-        self.failure = error.message
-        self._client.answer_error(error, self.request)
-        self._finish()
-
-    def _release(self, outcome: str) -> None:
-        assignment, self._assignment = self._assignment, None
-        if assignment is not None:
-            assignment.release(outcome, self.status, self.usage, self._loop.time())
-
-    def _drop_connection(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.abandon()
-
-    def _finish(self) -> None:
-        if not self._done:
-            self._done = True
-            self._route.finished(self, self._loop.time())
+    def _time_over(self) -> TotalTimedOut:
+        return TotalTimedOut(f"the request was not over within {self._timeouts.total_s} s")

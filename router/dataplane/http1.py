@@ -38,6 +38,9 @@ _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+WEBSOCKET = b"websocket"
+# Hop by hop, so each hop says it anew (RFC 9110 §7.8).
+_UPGRADE = b"connection: Upgrade\r\nupgrade: " + WEBSOCKET + b"\r\n\r\n"
 
 
 NO_FIELDS: frozenset[bytes] = frozenset()
@@ -48,10 +51,11 @@ class Request:
 
     forwarded: Header lines for the replica about where the request came from.
     not_forwarded: Names of fields that stop here, beside those that always do.
+    upgrades: It asks for a WebSocket; nothing behind it is HTTP, or is read as such.
     """
 
     __slots__ = ("body", "forwarded", "headers", "keep_alive", "method", "not_forwarded",
-                 "request_id", "started_at", "target", "version")  # fmt: skip
+                 "request_id", "started_at", "target", "upgrades", "version")  # fmt: skip
 
     def __init__(
         self,
@@ -66,6 +70,7 @@ class Request:
         started_at: float,
         forwarded: bytes = b"",
         not_forwarded: frozenset[bytes] = NO_FIELDS,
+        upgrades: bool = False,
     ) -> None:
         self.method = method
         self.target = target
@@ -77,6 +82,7 @@ class Request:
         self.started_at = started_at
         self.forwarded = forwarded
         self.not_forwarded = not_forwarded
+        self.upgrades = upgrades
 
     @property
     def path(self) -> bytes:
@@ -119,6 +125,10 @@ class ResponseHead:
         self.keep_alive = keep_alive
         self.not_forwarded = not_forwarded
 
+    def has(self, name: bytes, value: bytes) -> bool:
+        """Whether there is such a field, its name in lower case."""
+        return (name, value) in self.headers
+
     def is_event_stream(self) -> bool:
         return any(
             name == b"content-type" and value.lower().startswith(b"text/event-stream")
@@ -151,16 +161,22 @@ def connection_tokens(value: bytes) -> frozenset[bytes]:
     return frozenset(token.strip(b" \t").lower() for token in value.split(b","))
 
 
-def request_head(request: Request, host: bytes) -> bytes:
-    """The head to send to a replica: same method, target and end-to-end fields, our framing."""
+def request_head(request: Request, host: bytes, body_bytes: int, asks: bytes = b"") -> bytes:
+    """The head to send to a replica: same method, target and end-to-end fields, our framing.
+
+    Args:
+        asks: Header lines of our own.
+    """
     named = request.not_forwarded
     parts = [request.method, b" ", request.target, b" HTTP/1.1\r\nhost: ", host, b"\r\n"]
     for name, value in request.headers:
         if name not in _NOT_FORWARDED_UPSTREAM and name not in named:
             parts += (name, b": ", value, b"\r\n")
-    if request.body or request.method in (b"POST", b"PUT", b"PATCH"):
-        parts += (b"content-length: ", str(len(request.body)).encode(), b"\r\n")
-    parts += (request.forwarded, b"x-request-id: ", request.request_id, b"\r\n\r\n")
+    if body_bytes or request.method in (b"POST", b"PUT", b"PATCH"):
+        parts += (b"content-length: ", str(body_bytes).encode(), b"\r\n")
+    parts += (asks, request.forwarded, b"x-request-id: ", request.request_id, b"\r\n\r\n")
+    if request.upgrades:
+        return b"".join(parts)[:-2] + _UPGRADE
     return b"".join(parts)
 
 
@@ -189,6 +205,21 @@ def response_head(
         parts += (name, b": ", value, b"\r\n")
     parts.append(b"connection: keep-alive\r\n\r\n" if keep_alive else b"connection: close\r\n\r\n")
     return b"".join(parts)
+
+
+def switching_head(head: ResponseHead, added: Iterable[Header]) -> bytes:
+    """The head of a 101 for a client: the replica's end-to-end fields and what we add.
+
+    It has no body, whatever its fields say (RFC 9112 §6.3).
+    """
+    named = head.not_forwarded
+    parts = [status_line(head.status)]
+    for name, value in head.headers:
+        if name not in _NOT_FORWARDED_DOWNSTREAM and name not in named:
+            parts += (name, b": ", value, b"\r\n")
+    for name, value in added:
+        parts += (name, b": ", value, b"\r\n")
+    return b"".join(parts) + _UPGRADE
 
 
 def own_response(

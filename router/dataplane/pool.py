@@ -4,9 +4,15 @@ Newest first keeps the working set small, so that the oldest idle out at the rep
 """
 
 import asyncio
+from collections.abc import Callable
+from typing import TypeVar
 
 from router.dataplane.replica_connection import ReplicaConnection
 from router.dataplane.tls import TlsSide, connect_tls
+from router.dataplane.tunnel_connection import TunnelConnection
+
+Connection = ReplicaConnection | TunnelConnection
+_Made = TypeVar("_Made", ReplicaConnection, TunnelConnection)
 
 
 class PoolFull(Exception):
@@ -45,7 +51,7 @@ class ReplicaPool:
         self._max_head_bytes = max_head_bytes
         self._tls = tls
         self._idle: list[ReplicaConnection] = []
-        self._open: set[ReplicaConnection] = set()
+        self._open: set[Connection] = set()
         self._connecting = 0
         self.host_header = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode()
 
@@ -54,17 +60,26 @@ class ReplicaPool:
         return self._idle.pop() if self._idle else None
 
     async def connect(self) -> ReplicaConnection:
-        """A new connection.
+        """A new connection, to be used again. Raises as `open` does."""
+        return await self.open(ReplicaConnection)
+
+    async def open(self, make: Callable[["ReplicaPool", int], _Made]) -> _Made:
+        """A new connection, made of this pool and its bound on heads; idle ones stay idle, but for
+        the oldest where there would be one too many.
 
         Raises:
             PoolFull: the replica's connections are all in use.
             ConnectFailed: refused, unreachable, or not to be trusted.
             ConnectTooSlow: not within `connect_timeout_s`, a TLS handshake included.
         """
-        if len(self._open) + self._connecting >= self._max_connections:
+        if self._full and self._idle:
+            oldest = self._idle[0]
+            self.connection_gone(oldest)
+            oldest.abandon()
+        if self._full:
             raise PoolFull(f"{self._max_connections} connections are open")
         self._connecting += 1
-        connection = ReplicaConnection(self, self._max_head_bytes)
+        connection = make(self, self._max_head_bytes)
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 await self._reach(connection)
@@ -108,12 +123,16 @@ class ReplicaPool:
         assert self._connecting >= 0
         assert len(self._open) <= self._max_connections
 
-    # ReplicaConnection's owner
+    @property
+    def _full(self) -> bool:
+        return len(self._open) + self._connecting >= self._max_connections
+
+    # The connections' owner
 
     def connection_idle(self, connection: ReplicaConnection) -> None:
         self._idle.append(connection)
 
-    def connection_gone(self, connection: ReplicaConnection) -> None:
+    def connection_gone(self, connection: Connection) -> None:
         self._open.discard(connection)
-        if connection in self._idle:
+        if isinstance(connection, ReplicaConnection) and connection in self._idle:
             self._idle.remove(connection)

@@ -1,7 +1,8 @@
 """One connection to a replica: sends a request, relays the raw answer, knows where it ends.
 
 The answer's head is parsed and handed over as a `ResponseHead`; its body is passed on exactly as
-it came, framing included, while llhttp follows along to find its end.
+it came, framing included, while llhttp follows along to find its end; or, where the
+sink would rather have that, without the framing.
 """
 
 import asyncio
@@ -58,7 +59,7 @@ class ReplicaConnection(asyncio.Protocol):
         self._answered = False
         self._complete = False
         self._surplus = False
-        self._in_chunk = False
+        self._payload: list[bytes] | None = None  # wanted instead of the raw body
         self._until_close = False
         self._keep_alive = False
         self._reading_paused = False
@@ -73,14 +74,6 @@ class ReplicaConnection(asyncio.Protocol):
         """Whether anything of the current answer has arrived."""
         return self._answered
 
-    @property
-    def between_chunks(self) -> bool:
-        """Whether what was relayed of a chunked body ends after a chunk, or in the next one's size.
-
-        After a chunk, a chunk of ours can be put in.
-        """
-        return self._head_done and not self._in_chunk
-
     def send(self, head: bytes, body: bytes, sink: AnswerSink, *, head_only: bool) -> None:
         """Sends a request, its answer to `sink`. `head_only`: a HEAD, answered without body."""
         assert self._sink is None, "a connection serves one request at a time"
@@ -94,6 +87,10 @@ class ReplicaConnection(asyncio.Protocol):
         else:
             self._transport.write(head)
             self._transport.write(body)
+
+    def unframe(self) -> None:
+        """The sink, told the head, wants the body without its framing."""
+        self._payload = []
 
     def abandon(self) -> None:
         """Drops the answer under way: the replica sees the connection close and frees its work."""
@@ -122,7 +119,6 @@ class ReplicaConnection(asyncio.Protocol):
             self._close()
             return
         self._answered = True
-        in_chunk = self._in_chunk
         try:
             if not self._head_done:
                 rest = self._take_head(data)
@@ -135,15 +131,17 @@ class ReplicaConnection(asyncio.Protocol):
                 else:
                     self._surplus = True
                 if self._surplus:
-                    self._in_chunk = in_chunk
                     self._break(_SURPLUS)
                     return
-                self._sink.answer_bytes(data)
+                if self._payload is not None:
+                    data = b"".join(self._payload)
+                    self._payload.clear()
+                if data:
+                    self._sink.answer_bytes(data)
         except httptools.HttpParserUpgrade:
             self._break(f"{_BROKE_HTTP}: it switched protocols unasked")
             return
         except httptools.HttpParserError as error:
-            self._in_chunk = in_chunk  # these bytes are not relayed
             self._break(f"{_BROKE_HTTP}: {error}")
             return
         if self._complete and self._sink is not None:
@@ -180,11 +178,9 @@ class ReplicaConnection(asyncio.Protocol):
         # llhttp forgets this with the end of the message.
         self._keep_alive = self._parser.should_keep_alive()
 
-    def on_chunk_header(self) -> None:
-        self._in_chunk = True
-
-    def on_chunk_complete(self) -> None:
-        self._in_chunk = False
+    def on_body(self, body: bytes) -> None:
+        if self._payload is not None:
+            self._payload.append(body)
 
     def on_message_complete(self) -> None:
         self._complete = True

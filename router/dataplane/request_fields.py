@@ -1,14 +1,14 @@
 """The fields of a request head that the router itself reads, found in one pass and checked.
 
 Sources: RFC 9112 §3.2 (target and Host), §6 (framing); RFC 9110 §7.6.1 (Connection), §10.1.1
-(Expect).
+(Expect); RFC 6455 §4.1 (what asks for a WebSocket).
 """
 
 import re
 from collections.abc import Sequence
 
 from protocol.errors import BadRequest, MethodNotAllowed
-from router.dataplane.http1 import Header, connection_tokens
+from router.dataplane.http1 import WEBSOCKET, Header, connection_tokens
 
 # What else llhttp knows is WebDAV's, UPnP's or RTSP's, or (CONNECT, TRACE) not for a gateway.
 _METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS")
@@ -143,6 +143,23 @@ def check_method(method: bytes) -> None:
     """Raises MethodNotAllowed: not a method that is passed on."""
     if method not in _METHODS:
         raise MethodNotAllowed(f"the method must be one of {_ALLOW}", allow=_ALLOW)
+
+
+def asks_for_websocket(method: bytes, version: str, headers: Sequence[Header]) -> bool:
+    """Whether a request that asks for an upgrade asks for this one only, and has no body.
+
+    Its key and version are for the replica to judge.
+    """
+    offers = [value.strip(b" \t").lower() for name, value in headers if name == b"upgrade"]
+    return (
+        method == b"GET"
+        and version == "1.1"
+        and offers == [WEBSOCKET]
+        and not any(
+            name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+            for name, value in headers
+        )
+    )
 
 
 def origin_form(method: bytes, target: bytes, fields: RequestFields) -> bytes:

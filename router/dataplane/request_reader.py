@@ -4,7 +4,7 @@ llhttp parses; what it lets through and we do not want (two framings, no Host, t
 here. Nothing is read after a refusal, nor after the last request a connection may carry.
 
 Sources: RFC 9112 §6.3 (framing), §9.6 (what comes after the last request); RFC 9110 §6.5.1
-(trailers are not headers), §7.8 (Upgrade may be ignored).
+(trailers are not headers), §7.8 (Upgrade may be ignored); RFC 6455 §4 (WebSockets, which are not).
 """
 
 import logging
@@ -23,7 +23,12 @@ from protocol.errors import (
 from router.config import LimitsConfig
 from router.dataplane.forwarding import Forwarding
 from router.dataplane.http1 import Header, Request
-from router.dataplane.request_fields import check_method, origin_form, read_request_fields
+from router.dataplane.request_fields import (
+    asks_for_websocket,
+    check_method,
+    origin_form,
+    read_request_fields,
+)
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +70,8 @@ class RequestReader:
         self.refused = False
         self.ended = False
         self.surplus = False  # more has come after the end
+        self.upgrading = False  # the last request asks for a WebSocket...
+        self.behind = bytearray()  # ...and this came behind it, which is not HTTP
         self.target = b""
         self.started_at = self.since = clock()  # `since`: the state was entered
         self._taken = 0
@@ -78,12 +85,14 @@ class RequestReader:
     def feed(self, data: bytes) -> None:
         if self.ended:
             self.surplus = True
+            if self.upgrading and not self.refused:
+                self.behind += data
             return
         self._unfinished_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._go_on_without_upgrade(data[upgrade.args[0] :])
+            self._take_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError:
             log.exception("a request could not be taken")
             self.refuse(InternalError(BUG))
@@ -178,6 +187,7 @@ class RequestReader:
         self._taken += 1
         keep_alive = (
             self._parser.should_keep_alive()
+            and not self.upgrading
             and self._taken < self._limits.max_requests_per_connection
         )
         self.ended = not keep_alive
@@ -196,26 +206,35 @@ class RequestReader:
                 started_at=self.started_at,
                 forwarded=forwarded,
                 not_forwarded=fields.not_forwarded,
+                upgrades=self.upgrading,
             )
         )
 
     # inside
 
-    def _go_on_without_upgrade(self, rest: bytes) -> None:
-        """We switch to no other protocol, and the request is an ordinary one, with or without body.
+    def _take_upgrade(self, rest: bytes) -> None:
+        """A WebSocket is asked for by the last request of a connection; we switch to no other
+        protocol, and a request for one is an ordinary one, with or without body.
 
         llhttp stops after the head of an upgrade (and of CONNECT), so it gets that head again
-        without the upgrade, and then the rest.
+        without the upgrade, and then the rest, if that is HTTP.
         """
         method = self._parser.get_method()
         if method == b"CONNECT":
-            self.refuse(BadRequest("the router makes no tunnels"))
+            self.refuse(BadRequest("the router makes no tunnels for CONNECT"))
             return
-        version = self._parser.get_http_version().encode()
-        lines = [method + b" " + self.target + b" HTTP/" + version]
+        version = self._parser.get_http_version()
+        self.upgrading = asks_for_websocket(method, version, self._headers)
+        lines = [method + b" " + self.target + b" HTTP/" + version.encode()]
         lines += [name + b": " + value for name, value in self._headers if name != b"upgrade"]
+        head = b"\r\n".join(lines) + b"\r\n\r\n"
         self._parser = httptools.HttpRequestParser(self)
-        self.feed(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
+        if not self.upgrading:
+            self.feed(head + rest)
+            return
+        self.feed(head)
+        if rest:
+            self.feed(rest)
 
     def _head_too_large(self) -> HeadersTooLarge:
         limit = self._limits.max_head_bytes

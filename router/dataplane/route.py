@@ -1,14 +1,11 @@
 """What an exchange asks of the router behind it: replicas to try, and who hears of the end."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from protocol.errors import ProtocolError
-from router.dataplane.answer_scan import AnswerUsage
+from router.core.answer_scan import AnswerUsage
 from router.dataplane.http1 import Request
 from router.dataplane.pool import ReplicaPool
-
-if TYPE_CHECKING:
-    from router.dataplane.exchange import Exchange
 
 
 class Outcome:
@@ -21,15 +18,45 @@ class Outcome:
     BROKEN_STREAM = "broken_stream"  # failed after it
     CLIENT_GONE = "client_gone"  # nobody's fault
     CUT_OFF = "cut_off"  # the request's total time was over: nobody's fault either
+    OUTRUN = "outrun"  # another replica, asked as well, was faster
     CRASHED = "crashed"  # a bug of ours
 
 
+class UnderWay(Protocol):
+    """A request under way, as its route sees it: an exchange, or a tunnel."""
+
+    request: Request
+    status: int  # what the client got
+    attempts: int
+    resumes: int
+    usage: AnswerUsage
+    first_byte_at: float | None
+    replica_id: str | None
+    matched_tokens: int
+    failure: str | None
+
+    def admitted(self) -> None: ...
+    def turned_away(self, error: ProtocolError) -> None: ...
+
+
 class Assignment(Protocol):
-    """A replica chosen for a request, with its lease."""
+    """A replica chosen for a request, with its lease.
+
+    body: What to send it; None: the request's own.
+    asks: Header lines for it, beside those of the request.
+    rewriter: What makes its events fit behind those of another replica.
+    """
 
     replica_id: str
     matched_tokens: int
     pool: ReplicaPool
+    body: bytes | None
+    asks: bytes
+    rewriter: "Rewriter | None"
+
+    @property
+    def lost(self) -> bool:
+        """Whether the replica is taken to be gone, whatever it may still send."""
 
     def first_byte(self, now: float) -> None:
         """The first byte of the answer's body has arrived."""
@@ -38,10 +65,34 @@ class Assignment(Protocol):
         """The attempt is over. Called exactly once."""
 
 
+class EventLog(Protocol):
+    """Keeps the events of a stream as far as they are needed."""
+
+    def add(self, events: bytes) -> None: ...
+    def usage(self) -> AnswerUsage: ...
+
+    def end(self) -> bytes | None:
+        """What is left to say when all has been said; None: not all has."""
+
+
+class Rewriter(Protocol):
+    """Makes a replica's events fit behind those of another."""
+
+    def rewrite(self, events: bytes) -> bytes: ...
+
+
 class Route(Protocol):
     """What the router knows of one request, and where it may go."""
 
-    def enter(self, exchange: "Exchange", now: float) -> bool:
+    @property
+    def hedge_after_s(self) -> float | None:
+        """After so long without an answer another replica is asked as well. None: never."""
+
+    @property
+    def log(self) -> EventLog | None:
+        """Of the events of its answer; None: nobody needs them."""
+
+    def enter(self, exchange: UnderWay, now: float) -> bool:
         """Whether the request may be assigned at once. If not, the exchange will be told that it
         is admitted or turned away. Raises ProtocolError when it may not even wait."""
 
@@ -51,7 +102,14 @@ class Route(Protocol):
     def may_retry(self, now: float) -> bool:
         """Whether another replica may be tried: attempts and retry budget permitting."""
 
-    def finished(self, exchange: "Exchange", now: float) -> None:
+    def resume(self, broken: ProtocolError) -> None:
+        """The stream broke after what `log` has: what is assigned next goes on from there.
+
+        Raises:
+            ProtocolError: it cannot; what to tell the client.
+        """
+
+    def finished(self, exchange: UnderWay, now: float) -> None:
         """The exchange is over; for the log line and the metrics. Called exactly once."""
 
 

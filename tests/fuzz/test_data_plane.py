@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from router.config import LimitsConfig, TimeoutsConfig
 from tests.support.data_plane import post
 from tests.support.in_memory import InMemoryPlane, Transport
+from tests.support.websocket import upgrade
 
 LIMITS = LimitsConfig(max_head_bytes=600, max_body_bytes=300, max_requests_per_connection=8)
 TIMEOUTS = TimeoutsConfig(
@@ -36,6 +37,7 @@ REQUESTS = [
     b"GET http://b/v1 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
     post(extra=b"Expect: 100-continue\r\n"),
     post(extra=b"Connection: Upgrade\r\nUpgrade: h2c\r\n"),
+    upgrade(),
     post(extra=b"traceparent: 00-" + b"1" * 32 + b"-" + b"2" * 16 + b"-01\r\ntracestate: a=1\r\n"),
 ]
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"

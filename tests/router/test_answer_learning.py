@@ -2,8 +2,8 @@
 
 import pytest
 
+from router.core.answer_scan import AnswerUsage
 from router.core.states import StateEvent
-from router.dataplane.answer_scan import AnswerUsage
 from router.dataplane.route import Outcome
 from tests.support.served import PROMPT, assign, clock, count, served, store
 

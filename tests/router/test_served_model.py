@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from msgspec import structs
 
+from router.core.answer_scan import AnswerUsage
 from router.core.policies import POLICIES, UnknownPolicy
 from router.core.states import State, StateEvent
-from router.dataplane.answer_scan import AnswerUsage
 from router.dataplane.route import Outcome
 from tests.support.data_plane import Call, ScriptedReplica
 from tests.support.front import answer, front

@@ -5,17 +5,17 @@ import itertools
 import os
 import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from protocol.errors import MethodNotAllowed, ProtocolError, Unavailable
 from router.config import LimitsConfig, TimeoutsConfig
-from router.dataplane.answer_scan import AnswerUsage
+from router.core.answer_scan import AnswerUsage
 from router.dataplane.client_connection import ClientConnection
-from router.dataplane.exchange import Exchange
 from router.dataplane.http1 import OwnAnswer, Request
 from router.dataplane.pool import ReplicaPool
-from router.dataplane.route import Outcome
+from router.dataplane.route import EventLog, Outcome, UnderWay
 from router.dataplane.server import Server
 from router.dataplane.tls import TlsSide
 
@@ -58,6 +58,10 @@ class Call:
     async def end_stream(self) -> None:
         await self.send(b"0\r\n\r\n")
 
+    def end(self) -> None:
+        """The replica closes its half."""
+        self._writer.write_eof()
+
     def reset(self) -> None:
         """The replica dies."""
         self._writer.transport.abort()
@@ -71,6 +75,12 @@ class Call:
         descriptor = os.dup(self._writer.get_extra_info("socket").fileno())
         with socket.socket(fileno=descriptor) as same:
             same.shutdown(socket.SHUT_WR)
+
+    def crash(self) -> None:
+        """The replica dies, and its kernel says so."""
+        sock = self._writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()
 
     async def until_router_leaves(self) -> None:
         async with asyncio.timeout(TIMEOUT_S):
@@ -139,6 +149,9 @@ class ScriptedReplica:
 
 class StubAssignment:
     matched_tokens = 7
+    body = rewriter = None
+    asks = b""
+    lost = False
 
     def __init__(self, handler: "StubHandler", replica_id: str) -> None:
         self.replica_id = replica_id
@@ -161,7 +174,10 @@ class StubRoute:
         self._handler = handler
         self._left = list(handler.pools)
 
-    def enter(self, exchange: Exchange, now: float) -> bool:
+    hedge_after_s: float | None = None
+    log: EventLog | None = None
+
+    def enter(self, exchange: UnderWay, now: float) -> bool:
         return True
 
     def assign(self, now: float) -> StubAssignment:
@@ -172,7 +188,10 @@ class StubRoute:
     def may_retry(self, now: float) -> bool:
         return bool(self._left)
 
-    def finished(self, exchange: Exchange, now: float) -> None:
+    def resume(self, broken: ProtocolError) -> None:
+        raise broken
+
+    def finished(self, exchange: UnderWay, now: float) -> None:
         self._handler.note_finished(exchange)
 
 
@@ -186,7 +205,7 @@ class StubHandler:
         self.pools: dict[str, ReplicaPool] = {}
         self.leases = 0
         self.outcomes: list[tuple[str, str]] = []
-        self.finished: list[Exchange] = []
+        self.finished: list[UnderWay] = []
         self.refusals: list[ProtocolError] = []
         self.changed = asyncio.Condition()
         self._notices: set[asyncio.Task[None]] = set()
@@ -202,7 +221,7 @@ class StubHandler:
             raise Unavailable("the router is shutting down", retry_after_s=1)
         return StubRoute(self)
 
-    def note_finished(self, exchange: Exchange) -> None:
+    def note_finished(self, exchange: UnderWay) -> None:
         self.finished.append(exchange)
 
         async def notify() -> None:
@@ -261,6 +280,12 @@ class Peer:
 
     def leave(self) -> None:
         self.writer.transport.abort()
+
+    def crash(self) -> None:
+        """The client dies, and its kernel says so."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.leave()
 
 
 class DataPlane:

@@ -1,4 +1,4 @@
-"""A whole replica API over real sockets, its engine in a thread with a fake runner."""
+"""A whole replica API over real sockets, its engine in a thread, by default with a fake runner."""
 
 import asyncio
 import threading
@@ -16,6 +16,7 @@ from replica.api.server import build_runner
 from replica.config import ReplicaConfig
 from replica.core.plan import StepPlan, StepResult
 from replica.engine.client import EngineClient
+from replica.engine.loop import Runner
 from replica.engine.messages import Stats
 from replica.engine.process import EngineStart, run_engine
 from replica.metrics import ReplicaMetrics
@@ -81,7 +82,7 @@ class ApiHarness:
 
 @asynccontextmanager
 async def running_api(
-    config: ReplicaConfig, runner: FakeRunner | None = None
+    config: ReplicaConfig, runner: Runner | None = None
 ) -> AsyncIterator[ApiHarness]:
     runner = runner or FakeRunner(config.engine.block_size, echo, VOCABULARY)
     metrics = ReplicaMetrics(config)

@@ -8,12 +8,13 @@ from typing import Any, cast
 
 from protocol.errors import ProtocolError, Unavailable
 from router.config import LimitsConfig, TimeoutsConfig
-from router.dataplane.answer_scan import AnswerUsage
+from router.core.answer_scan import AnswerUsage
 from router.dataplane.client_connection import ClientConnection
-from router.dataplane.exchange import Exchange
 from router.dataplane.http1 import OwnAnswer, Request
 from router.dataplane.pool import ReplicaPool
 from router.dataplane.replica_connection import ReplicaConnection
+from router.dataplane.route import EventLog, UnderWay
+from router.dataplane.tunnel_connection import TunnelConnection
 
 
 class Loop:
@@ -64,15 +65,24 @@ class Task:
             self._coroutine = None
 
 
+Side = ClientConnection | ReplicaConnection | TunnelConnection
+
+
 class Transport:
     """One side's end of a connection: keeps what is written, loses the connection when told."""
 
-    def __init__(self, loop: Loop, protocol: ClientConnection | ReplicaConnection) -> None:
+    def __init__(self, loop: Loop, protocol: Side, *, halves: bool = True) -> None:
+        """
+        Args:
+            halves: Whether they can be closed apart, as TCP's can and TLS's cannot.
+        """
         self._loop = loop
         self._protocol = protocol
         self.sent = b""
+        self.halves = halves
         self.reading = True
         self.closing = False
+        self.ended = False
         self.lost = False
         self.unsent_bytes = 0
         protocol.connection_made(cast(Any, self))
@@ -80,15 +90,19 @@ class Transport:
     # What the other side does
 
     def feed(self, data: bytes) -> None:
-        if not self.closing and self.reading and data:
+        if not self.closing and self.reading and not self.ended and data:
             self._protocol.data_received(data)
 
     def end(self, error: Exception | None = None) -> None:
-        """The other side closes (then half-closes first) or resets."""
+        """The other side closes its half, or all where that is the same, or resets."""
         if self.closing:
             return
-        if error is None and self.reading:
-            assert not self._protocol.eof_received()
+        if error is None and self.reading and not self.ended:
+            self.ended = True
+            stays = self._protocol.eof_received()
+            assert self.halves or not stays
+            if stays or self.closing:
+                return
         self.closing = True
         self._loop.call_soon(self._lose, error)
 
@@ -102,7 +116,7 @@ class Transport:
         pass
 
     def can_write_eof(self) -> bool:
-        return True
+        return self.halves
 
     def pause_reading(self) -> None:
         self.reading = False
@@ -141,10 +155,11 @@ class Pool(ReplicaPool):
         self._loop = loop
         self._limits = limits
         self.transports: list[Transport] = []
+        self.halves = True
 
-    async def connect(self) -> ReplicaConnection:
-        connection = ReplicaConnection(self, self._limits.max_head_bytes)
-        self.transports.append(Transport(self._loop, connection))
+    async def open(self, make: Callable[[ReplicaPool, int], Any]) -> Any:
+        connection = make(self, self._limits.max_head_bytes)
+        self.transports.append(Transport(self._loop, connection, halves=self.halves))
         self._open.add(connection)
         return connection
 
@@ -152,6 +167,9 @@ class Pool(ReplicaPool):
 class Assignment:
     replica_id = "r0"
     matched_tokens = 0
+    body = rewriter = None
+    asks = b""
+    lost = False
 
     def __init__(self, plane: "InMemoryPlane") -> None:
         self.pool = plane.pool
@@ -175,7 +193,10 @@ class Route:
         self._attempts = 0
         self._finished = False
 
-    def enter(self, exchange: Exchange, now: float) -> bool:
+    hedge_after_s: float | None = None
+    log: EventLog | None = None
+
+    def enter(self, exchange: UnderWay, now: float) -> bool:
         return True
 
     def assign(self, now: float) -> Assignment:
@@ -187,10 +208,14 @@ class Route:
     def may_retry(self, now: float) -> bool:
         return self._attempts < 2
 
-    def finished(self, exchange: Exchange, now: float) -> None:
+    def resume(self, broken: ProtocolError) -> None:
+        raise broken
+
+    def finished(self, exchange: UnderWay, now: float) -> None:
         assert not self._finished
         self._finished = True
         self._plane.finished += 1
+        self._plane.statuses.append(exchange.status)
 
 
 class InMemoryPlane(logging.Handler):
@@ -205,6 +230,7 @@ class InMemoryPlane(logging.Handler):
         self.pool = Pool(self.loop, limits)
         self.leases = self.opened = self.finished = self.connections = 0
         self.outcomes: list[str] = []
+        self.statuses: list[int] = []
         self.errors: list[str] = []
         self._ids = itertools.count()
         self.connection = ClientConnection(self, cast(Any, self.loop))

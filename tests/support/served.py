@@ -5,8 +5,8 @@ from random import Random
 
 from router.config import KvEventsConfig, ModelConfig, PolicyConfig, PredictionConfig, ReplicaConfig
 from router.control.subscription import SubscriptionStatus
+from router.core.answer_scan import AnswerUsage
 from router.core.states import StateEvent
-from router.dataplane.answer_scan import AnswerUsage
 from router.dataplane.pool import ReplicaPool
 from router.metrics import RouterMetrics
 from router.served_model import ReplicaAssignment, ServedModel

@@ -51,14 +51,14 @@ TINY_MODELS: dict[str, dict[str, object]] = {
 }
 
 
-def save_tiny_llama(directory: Path, **shape: object) -> LlamaForCausalLM:
-    """A random Llama of 512 tokens and 3 layers, saved with its weights to `directory`.
+def save_tiny_llama(directory: Path, *, vocabulary: int = 512, **shape: object) -> LlamaForCausalLM:
+    """A random Llama of `vocabulary` tokens and 3 layers, saved with its weights to `directory`.
 
     Weights are spread wide enough that the best token stands out from the second best.
     """
     torch.manual_seed(7)
     config = LlamaConfig(
-        vocab_size=512,
+        vocab_size=vocabulary,
         intermediate_size=96,
         num_hidden_layers=3,
         max_position_embeddings=512,

@@ -26,7 +26,9 @@ def test_waits_double_up_to_the_most_with_jitter_and_start_again() -> None:
 
 async def first_result(replica: ReplicaConfig, config: ProbeConfig) -> str | None:
     results: asyncio.Queue[str | None] = asyncio.Queue()
-    task = asyncio.create_task(probe(replica, config, results.put_nowait))
+    task = asyncio.create_task(
+        probe(replica, config, lambda failure, head: results.put_nowait(failure))
+    )
     async with asyncio.timeout(TIMEOUT_S):
         first = await results.get()
     task.cancel()
@@ -75,7 +77,9 @@ async def test_probes_keep_their_connection_and_get_a_new_one_when_it_was_closed
     config = ReplicaConfig(id="a", url=f"http://127.0.0.1:{replica.port}")
     results: asyncio.Queue[str | None] = asyncio.Queue()
     settings = ProbeConfig(interval_s=0.01, timeout_s=TIMEOUT_S)
-    task = asyncio.create_task(probe(config, settings, results.put_nowait))
+    task = asyncio.create_task(
+        probe(config, settings, lambda failure, head: results.put_nowait(failure))
+    )
     async with asyncio.timeout(TIMEOUT_S):
         assert [await results.get() for _ in range(5)] == [None] * 5
         assert replica.connections == 1

@@ -316,7 +316,7 @@ async def test_probes_and_snapshots_trust_whom_requests_trust() -> None:
     results: list[str | None] = []
     changed = asyncio.Event()
 
-    def heard(result: str | None) -> None:
+    def heard(result: str | None, _head: ResponseHead | None) -> None:
         results.append(result)
         changed.set()
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from router.dataplane.answer_scan import AnswerScan
+from router.core.answer_scan import AnswerScan
 
 USAGE = b'"usage":{"prompt_tokens":%b,"completion_tokens":3}}'
 

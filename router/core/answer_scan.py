@@ -1,4 +1,4 @@
-"""What the router reads off an answer that passes through: its usage, and where it stands.
+"""What the router reads off an answer that passes through: its usage.
 
 Nothing is decoded on the way. Usage stands near the end of an answer (in a stream: in the last
 event before [DONE]), so the last bytes are kept and searched once, after the answer has ended.
@@ -46,19 +46,16 @@ class AnswerScan:
         else:
             self._tail = (self._tail + data)[-self._tail_bytes :]
 
-    def ends_between_events(self, *, chunked: bool) -> bool:
-        """Whether the last bytes end an event (and, with chunked framing, the chunk around it)."""
-        return self._tail.endswith(b"\n\n\r\n" if chunked else b"\n\n")
-
-    def ends_line(self) -> bool:
-        """Whether the last bytes end a line, such as a chunk's."""
-        return self._tail.endswith(b"\r\n")
-
     def usage(self) -> AnswerUsage:
-        """The last usage object among the last bytes, as far as no chunk frame cuts through it."""
-        start = self._tail.rfind(_USAGE)
-        found = AnswerUsage()
-        if start >= 0:
-            for name, value in _NUMBERS.findall(self._tail, start):
-                setattr(found, name.decode(), int(value))
-        return found
+        """As far as no chunk frame cuts through it."""
+        return usage_in(self._tail)
+
+
+def usage_in(tail: bytes) -> AnswerUsage:
+    """What the last usage object says in the last bytes of an answer."""
+    start = tail.rfind(_USAGE)
+    found = AnswerUsage()
+    if start >= 0:
+        for name, value in _NUMBERS.findall(tail, start):
+            setattr(found, name.decode(), int(value))
+    return found
