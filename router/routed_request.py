@@ -34,6 +34,7 @@ class _Continuation:
         self.said = said
         self.by_tokens: bytes | None = None
         self.by_text: bytes | None = None
+        self.not_by_text = ""  # why
         self._chat = chat
         fields = fields_of(body)
         check_can_go_on(said, fields)
@@ -41,9 +42,10 @@ class _Continuation:
             self.by_tokens = body_by_tokens(fields, said)
         try:
             self.by_text = body_by_text(fields, said, chat=chat)
-        except CannotResume:
+        except CannotResume as error:
             if self.by_tokens is None:
                 raise
+            self.not_by_text = f": {error}"
 
     def give(self, assignment: ReplicaAssignment, *, by_tokens: bool) -> None:
         """
@@ -156,7 +158,8 @@ class RoutedRequest:
             continuation = _Continuation(said, self._request.body, chat=chat)
             excluded = {self._last or ""} | self._cannot_go_on(continuation)
             if not self.model.can_retry(excluded):
-                raise CannotResume("no other replica is there that could go on with it")
+                reason = continuation.not_by_text
+                raise CannotResume(f"no other replica is there that could go on with it{reason}")
         except CannotResume as error:
             count[self.model.name, "impossible"].inc()
             raise type(broken)(f"{broken.message}; it cannot be resumed: {error}") from error
