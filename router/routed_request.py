@@ -104,14 +104,12 @@ class RoutedRequest:
 
     def assign(self, now: float) -> ReplicaAssignment:
         budget = self._handler.retry_budget
-        continuation, excluded = self._continuation, set(self._tried)
-        if not excluded:
+        continuation, excluded = self._continuation, self._excluded()
+        if not self._tried:
             budget.request(now)
         elif not self._goes_on:  # a stream that goes on is no retry: the fleet owes it an end
             budget.retry()
         self._goes_on = False
-        if continuation is not None:
-            excluded |= self._cannot_go_on(continuation)
         admission, ticket = self._handler.gate.admission, self._ticket
         if ticket is not None and ticket.state is not TicketState.ADMITTED:
             ticket = None  # no replica was routable when it came: it was not asked for
@@ -137,12 +135,9 @@ class RoutedRequest:
 
     def may_retry(self, now: float) -> bool:
         handler = self._handler
-        excluded = set(self._tried)
-        if self._continuation is not None:
-            excluded |= self._cannot_go_on(self._continuation)
         return (
             len(self._tried) < handler.max_attempts
-            and self.model.can_retry(excluded)
+            and self.model.can_retry(self._excluded())
             and handler.retry_budget.affords_retry(now)
         )
 
@@ -176,6 +171,12 @@ class RoutedRequest:
         self._handler.finished(self, exchange, now)
         if self._ticket is not None:
             self._handler.gate.leave(self._ticket, now)
+
+    def _excluded(self) -> set[ReplicaId]:
+        """Those tried, and those that could not go on with what was said."""
+        if self._continuation is None:
+            return self._tried
+        return self._tried | self._cannot_go_on(self._continuation)
 
     def _cannot_go_on(self, continuation: _Continuation) -> set[ReplicaId]:
         able: set[ReplicaId] = set()

@@ -25,10 +25,10 @@ from protocol.errors import (
 from router.config import TimeoutsConfig
 from router.core.answer_scan import AnswerUsage
 from router.dataplane.attempt import Attempt, Failure
-from router.dataplane.http1 import Header, Request, ResponseHead
+from router.dataplane.http1 import Request, ResponseHead
 from router.dataplane.reply import Reply
 from router.dataplane.request_reader import BUG
-from router.dataplane.route import Client, Outcome, Route
+from router.dataplane.route import Client, Outcome, Route, answer_fields
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Exchange:
 
     # The life of a request
 
-    def _life(self) -> Generator[None, _Happening, None]:
+    def _life(self) -> _Life:
         """From a whole request (1) on; its numbers are those of docs/architecture.md."""
         outcome = Outcome.CRASHED
         try:
@@ -241,12 +241,7 @@ class Exchange:
             self.status = head.status
             self.first_byte_at = now
             self.matched_tokens = assignment.matched_tokens
-            added: list[Header] = [
-                (b"x-request-id", self.request.request_id),
-                (b"x-warmroute-replica", assignment.replica_id.encode()),
-                (b"x-warmroute-matched-tokens", str(assignment.matched_tokens).encode()),
-            ]
-            self._reply.begin(head, added)
+            self._reply.begin(head, answer_fields(self.request, assignment))
         self._reply.relay(data)
 
     def _go_on_after(self, broken: Failure) -> None:

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from protocol.errors import ProtocolError
 from router.core.answer_scan import AnswerUsage
-from router.dataplane.http1 import Request
+from router.dataplane.http1 import Header, Request
 from router.dataplane.pool import ReplicaPool
 
 
@@ -63,6 +63,15 @@ class Assignment(Protocol):
 
     def release(self, outcome: str, status: int, usage: AnswerUsage, now: float) -> None:
         """The attempt is over. Called exactly once."""
+
+
+def answer_fields(request: Request, assignment: Assignment) -> list[Header]:
+    """The fields that every relayed answer carries, beside the replica's."""
+    return [
+        (b"x-request-id", request.request_id),
+        (b"x-warmroute-replica", assignment.replica_id.encode()),
+        (b"x-warmroute-matched-tokens", str(assignment.matched_tokens).encode()),
+    ]
 
 
 class EventLog(Protocol):

@@ -37,7 +37,7 @@ from router.dataplane.http1 import (
 )
 from router.dataplane.pool import ConnectFailed, ConnectTooSlow, PoolFull
 from router.dataplane.request_reader import BUG
-from router.dataplane.route import Assignment, Client, Outcome, Route
+from router.dataplane.route import Assignment, Client, Outcome, Route, answer_fields
 from router.dataplane.tunnel_connection import TunnelConnection
 
 
@@ -300,11 +300,7 @@ class Tunnel:
 
     def _added(self) -> list[Header]:
         assert self._assignment is not None
-        return [
-            (b"x-request-id", self.request.request_id),
-            (b"x-warmroute-replica", self._assignment.replica_id.encode()),
-            (b"x-warmroute-matched-tokens", str(self._assignment.matched_tokens).encode()),
-        ]
+        return answer_fields(self.request, self._assignment)
 
     def _begin(self, status: int) -> None:
         """The client gets its first byte: no other replica from here on."""
