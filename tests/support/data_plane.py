@@ -349,7 +349,8 @@ async def data_plane(
     replica_tls: TlsSide | None = None,
 ) -> AsyncIterator[DataPlane]:
     """A data plane in front of `replicas`; at the end no lease is left."""
-    handler = StubHandler(limits or LimitsConfig(), timeouts or TimeoutsConfig())
+    timeouts = timeouts or TimeoutsConfig(connect_s=TIMEOUT_S)  # a busy machine is no fault here
+    handler = StubHandler(limits or LimitsConfig(), timeouts)
     for replica in replicas:
         await replica.start()
         handler.pools[replica.id] = ReplicaPool(

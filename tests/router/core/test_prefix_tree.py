@@ -178,6 +178,18 @@ def test_clearing_a_full_cache_takes_it_out_of_matches_at_once_and_of_memory_lit
     assert tree.nodes == tree.bytes_stored == 0
 
 
+def test_a_cleared_replicas_ghost_outlives_what_hung_below_it_until_it_is_swept_too() -> None:
+    tree = PrefixTree(sweep_chains_per_event=0)
+    tree.store("a", (), [1, 2], None, [b"one", b"two"], 16)
+    tree.store("a", (), [3], 1, [b"three"], 16)
+    tree.store("a", (), [4], 2, [b"four"], 8)  # of another size: a chain of its own
+    tree.remove("a", [2])
+    tree.clear("a")
+    while tree.sweep(1):
+        tree.check()
+    assert tree.nodes == tree.bytes_stored == 0
+
+
 def conversations(tree: PrefixTree, replica: str, numbers: range) -> None:
     for number in numbers:
         texts = [b"system prompt, ", b"%08d" % number, b"x" * 1000]
