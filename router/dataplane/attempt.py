@@ -117,7 +117,7 @@ class Attempt:
         self.head = head
         if self._owner.attempt_refused(self, head):
             self.fail(Outcome.REFUSED, f"the replica answered {head.status}", Overloaded)
-        elif head.is_event_stream() or (head.chunked and self._request.version == "1.0"):
+        elif head.is_event_stream or (head.chunked and self._request.version == "1.0"):
             self.unframe()
 
     def answer_bytes(self, data: bytes) -> None:

@@ -316,7 +316,7 @@ class Exchange:
 
     def attempt_refused(self, attempt: Attempt, head: ResponseHead) -> bool:
         if self._reply.begun:
-            return head.status != 200 or not head.is_event_stream()
+            return head.status != 200 or not head.is_event_stream
         if head.status not in _BUSY:
             return False
         return len(self._racing) > 1 or self._route.may_retry(self._loop.time())

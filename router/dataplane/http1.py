@@ -49,13 +49,14 @@ NO_FIELDS: frozenset[bytes] = frozenset()
 class Request:
     """A client's request, whole: head and body as they came, names in lower case.
 
-    forwarded: Header lines for the replica about where the request came from.
-    not_forwarded: Names of fields that stop here, beside those that always do.
+    headers: Of its content-length there may be another's value here.
+    lines: Those of its fields that replicas get, as header lines.
+    forwarded: More of these, about where the request came from.
     upgrades: It asks for a WebSocket; nothing behind it is HTTP, or is read as such.
     """
 
-    __slots__ = ("body", "forwarded", "headers", "keep_alive", "method", "not_forwarded",
-                 "request_id", "started_at", "target", "upgrades", "version")  # fmt: skip
+    __slots__ = ("body", "forwarded", "headers", "keep_alive", "lines", "method", "request_id",
+                 "started_at", "target", "upgrades", "version")  # fmt: skip
 
     def __init__(
         self,
@@ -68,8 +69,8 @@ class Request:
         keep_alive: bool,
         request_id: bytes,
         started_at: float,
+        lines: bytes = b"",
         forwarded: bytes = b"",
-        not_forwarded: frozenset[bytes] = NO_FIELDS,
         upgrades: bool = False,
     ) -> None:
         self.method = method
@@ -80,8 +81,8 @@ class Request:
         self.keep_alive = keep_alive
         self.request_id = request_id
         self.started_at = started_at
+        self.lines = lines
         self.forwarded = forwarded
-        self.not_forwarded = not_forwarded
         self.upgrades = upgrades
 
     @property
@@ -101,11 +102,11 @@ class ResponseHead:
     """A replica's answer head, names in lower case.
 
     `content_length` is None and `chunked` False for a body that ends with the connection.
-    `not_forwarded`: names of fields that its Connection header keeps to that connection.
+    `lines`: Those of its fields that clients get, as header lines.
     """
 
     __slots__ = (
-        "chunked", "content_length", "headers", "keep_alive", "not_forwarded", "status",
+        "chunked", "content_length", "headers", "is_event_stream", "keep_alive", "lines", "status",
     )  # fmt: skip
 
     def __init__(
@@ -118,22 +119,32 @@ class ResponseHead:
         keep_alive: bool,
         not_forwarded: frozenset[bytes] = NO_FIELDS,
     ) -> None:
+        """
+        Args:
+            not_forwarded: Names of fields that its Connection header keeps to that connection.
+        """
         self.status = status
         self.headers = headers
         self.content_length = content_length
         self.chunked = chunked
         self.keep_alive = keep_alive
-        self.not_forwarded = not_forwarded
+        self.lines = _lines(headers, _NOT_FORWARDED_DOWNSTREAM, not_forwarded)
+        self.is_event_stream = any(
+            name == b"content-type" and value.lower().startswith(b"text/event-stream")
+            for name, value in headers
+        )
+
+    def with_length(self, content_length: int) -> "ResponseHead":
+        """The same but for the length of the body."""
+        other = ResponseHead.__new__(ResponseHead)
+        other.status, other.headers, other.lines = self.status, self.headers, self.lines
+        other.content_length, other.chunked = content_length, self.chunked
+        other.keep_alive, other.is_event_stream = self.keep_alive, self.is_event_stream
+        return other
 
     def has(self, name: bytes, value: bytes) -> bool:
         """Whether there is such a field, its name in lower case."""
         return (name, value) in self.headers
-
-    def is_event_stream(self) -> bool:
-        return any(
-            name == b"content-type" and value.lower().startswith(b"text/event-stream")
-            for name, value in self.headers
-        )
 
 
 class OwnAnswer:
@@ -161,23 +172,37 @@ def connection_tokens(value: bytes) -> frozenset[bytes]:
     return frozenset(token.strip(b" \t").lower() for token in value.split(b","))
 
 
+def lines_for_replica(headers: Iterable[Header], not_forwarded: frozenset[bytes]) -> bytes:
+    """A request's end-to-end fields as header lines.
+
+    Args:
+        not_forwarded: Names of fields that stop here, beside those that always do.
+    """
+    return _lines(headers, _NOT_FORWARDED_UPSTREAM, not_forwarded)
+
+
+def _lines(headers: Iterable[Header], stopped: frozenset[bytes], named: frozenset[bytes]) -> bytes:
+    parts: list[bytes] = []
+    for name, value in headers:
+        if name not in stopped and name not in named:
+            parts += (name, b": ", value, b"\r\n")
+    return b"".join(parts)
+
+
 def request_head(request: Request, host: bytes, body_bytes: int, asks: bytes = b"") -> bytes:
     """The head to send to a replica: same method, target and end-to-end fields, our framing.
 
     Args:
         asks: Header lines of our own.
     """
-    named = request.not_forwarded
-    parts = [request.method, b" ", request.target, b" HTTP/1.1\r\nhost: ", host, b"\r\n"]
-    for name, value in request.headers:
-        if name not in _NOT_FORWARDED_UPSTREAM and name not in named:
-            parts += (name, b": ", value, b"\r\n")
+    length = b""
     if body_bytes or request.method in (b"POST", b"PUT", b"PATCH"):
-        parts += (b"content-length: ", str(body_bytes).encode(), b"\r\n")
-    parts += (asks, request.forwarded, b"x-request-id: ", request.request_id, b"\r\n\r\n")
-    if request.upgrades:
-        return b"".join(parts)[:-2] + _UPGRADE
-    return b"".join(parts)
+        length = b"content-length: %d\r\n" % body_bytes
+    head = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b%b%b%bx-request-id: %b\r\n\r\n" % (
+        request.method, request.target, host, request.lines, length, asks, request.forwarded,
+        request.request_id,
+    )  # fmt: skip
+    return head[:-2] + _UPGRADE if request.upgrades else head
 
 
 def response_head(
@@ -190,11 +215,7 @@ def response_head(
         chunked: Whether the body that follows is framed in chunks.
         keep_alive: Whether the connection stays open after it.
     """
-    named = head.not_forwarded
-    parts = [status_line(head.status)]
-    for name, value in head.headers:
-        if name not in _NOT_FORWARDED_DOWNSTREAM and name not in named:
-            parts += (name, b": ", value, b"\r\n")
+    parts = [status_line(head.status), head.lines]
     if head.status == 204:
         pass  # has neither (RFC 9110 §8.6, RFC 9112 §6.1)
     elif chunked:
@@ -212,11 +233,7 @@ def switching_head(head: ResponseHead, added: Iterable[Header]) -> bytes:
 
     It has no body, whatever its fields say (RFC 9112 §6.3).
     """
-    named = head.not_forwarded
-    parts = [status_line(head.status)]
-    for name, value in head.headers:
-        if name not in _NOT_FORWARDED_DOWNSTREAM and name not in named:
-            parts += (name, b": ", value, b"\r\n")
+    parts = [status_line(head.status), head.lines]
     for name, value in added:
         parts += (name, b": ", value, b"\r\n")
     return b"".join(parts) + _UPGRADE

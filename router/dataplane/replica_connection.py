@@ -11,6 +11,7 @@ from typing import Protocol, cast
 import httptools
 
 from router.dataplane.http1 import NO_FIELDS, Header, ResponseHead, connection_tokens
+from router.dataplane.known_head import KnownHead
 from router.dataplane.tls import TlsFailed
 
 _HEAD_START = b"HTTP/1."
@@ -40,12 +41,16 @@ class ConnectionOwner(Protocol):
 class ReplicaConnection(asyncio.Protocol):
     """States: idle (no sink) or busy (one request out). Closed for good on any surprise."""
 
+    _parser: httptools.HttpResponseParser
+    _answer_head: ResponseHead
+
     def __init__(self, owner: ConnectionOwner, max_head_bytes: int) -> None:
         self._owner = owner
         self._max_head_bytes = max_head_bytes
         self._transport: asyncio.Transport | None = None
         self._sink: AnswerSink | None = None
         self._served = 0
+        self._known: tuple[KnownHead, ResponseHead] | None = None  # the last answer's, if whole
         self._reset()
 
     def _reset(self) -> None:
@@ -81,7 +86,6 @@ class ReplicaConnection(asyncio.Protocol):
         self._reset()
         self._head_only = head_only
         self._sink = sink
-        self._parser = httptools.HttpResponseParser(self)
         if len(body) < _LARGE_BODY_BYTES:
             self._transport.write(head + body)
         else:
@@ -114,11 +118,16 @@ class ReplicaConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
 
     def data_received(self, data: bytes) -> None:
+        received = data
         if self._sink is None:
             # Nobody asked: the replica speaks out of turn (or after we gave up on it).
             self._close()
             return
-        self._answered = True
+        begins, self._answered = not self._answered, True
+        if begins:
+            if self._take_known(data):
+                return
+            self._parser = httptools.HttpResponseParser(self)
         try:
             if not self._head_done:
                 rest = self._take_head(data)
@@ -145,6 +154,8 @@ class ReplicaConnection(asyncio.Protocol):
             self._break(f"{_BROKE_HTTP}: {error}")
             return
         if self._complete and self._sink is not None:
+            if begins:
+                self._learn(received)
             self._end()
 
     def eof_received(self) -> bool:
@@ -238,18 +249,45 @@ class ReplicaConnection(asyncio.Protocol):
         if self._head_only or self._status in (204, 304):
             self._complete = True
         self._until_close = length is None and not chunked and not self._complete
-        assert self._sink is not None
-        self._sink.answer_head(
-            ResponseHead(
-                status=self._status,
-                headers=self._headers,
-                content_length=length,
-                chunked=chunked,
-                keep_alive=self._keep_alive,
-                not_forwarded=not_forwarded,
-            )
+        self._answer_head = ResponseHead(
+            status=self._status,
+            headers=self._headers,
+            content_length=length,
+            chunked=chunked,
+            keep_alive=self._keep_alive,
+            not_forwarded=not_forwarded,
         )
+        assert self._sink is not None
+        self._sink.answer_head(self._answer_head)
         return None
+
+    def _learn(self, answer: bytes) -> None:
+        """The head of an answer that came whole, in one piece: the next may have the same."""
+        head, self._known = self._answer_head, None
+        bodiless = self._head_only or self._status in (204, 304)
+        if head.content_length is not None and head.keep_alive and not bodiless:
+            known = KnownHead.of(answer, head.content_length)
+            if known is not None:
+                self._known = known, head
+
+    def _take_known(self, data: bytes) -> bool:
+        """Whether this was a whole answer with the head of the last one; then it was taken."""
+        if self._known is None or self._head_only:
+            return False
+        known, head = self._known
+        place = known.body_in(data)
+        if place is None or place[1] != len(data):
+            return False
+        begin, end = place
+        self._keep_alive = self._head_done = self._complete = True
+        sink = self._sink
+        assert sink is not None
+        sink.answer_head(head.with_length(end - begin))
+        if begin < end and self._sink is not None:
+            sink.answer_bytes(data[begin:])
+        if self._sink is not None:
+            self._end()
+        return True
 
     def _end(self) -> None:
         sink, self._sink = self._sink, None

@@ -53,11 +53,11 @@ class Reply:
         old_client = self._request.version == "1.0"
         self.begun = True
         bodiless = self._request.method == b"HEAD" or head.status in (204, 304)
-        self._as_events = head.is_event_stream() and head.content_length is None and not bodiless
+        self._as_events = head.is_event_stream and head.content_length is None and not bodiless
         self._chunked = self._as_events and head.chunked and not old_client
         if not self._as_events:
             self._log = None
-        self._scan = AnswerScan(is_stream=head.is_event_stream())
+        self._scan = AnswerScan(is_stream=head.is_event_stream)
         chunked = head.chunked and not old_client
         delimited = chunked or head.content_length is not None or bodiless
         # The client's wish, unless only closing can tell it where the body ends.

@@ -22,7 +22,8 @@ from protocol.errors import (
 )
 from router.config import LimitsConfig
 from router.dataplane.forwarding import Forwarding
-from router.dataplane.http1 import Header, Request
+from router.dataplane.http1 import Header, Request, lines_for_replica
+from router.dataplane.known_head import KnownHead
 from router.dataplane.request_fields import (
     asks_for_websocket,
     check_method,
@@ -80,14 +81,29 @@ class RequestReader:
         self._unfinished_bytes = 0
         self._version = ""
         self._headers: list[Header] = []
+        self._lines: bytes | None = None  # of these, to be forwarded
         self._body: bytes | bytearray = b""
+        self._known: KnownHead | None = None  # what the attributes above say is of this head
 
     def feed(self, data: bytes) -> None:
+        if self._known is not None and not self.receiving:
+            data = self._take_known(self._known, data)
+            if not data:
+                return
         if self.ended:
             self.surplus = True
             if self.upgrading and not self.refused:
                 self.behind += data
             return
+        begins, taken = not self.receiving, self._taken
+        self._known = None
+        self._parse(data)
+        if begins and self._taken == taken + 1 and not self.receiving:
+            length = self._fields.content_length
+            if length is not None and not self._fields.expects_continue:
+                self._known = KnownHead.of(data, length)
+
+    def _parse(self, data: bytes) -> None:
         self._unfinished_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -100,6 +116,24 @@ class RequestReader:
             self.refuse(BadRequest(f"not a valid HTTP/1.1 request: {error}"))
         if self._unfinished_bytes > self._limits.max_head_bytes:
             self.refuse(self._head_too_large())
+
+    def _take_known(self, known: KnownHead, data: bytes) -> bytes:
+        """Takes the requests at the beginning of `data` whose heads are those of the last one;
+        returns what comes behind them. The parser, between messages, does not miss them."""
+        while data and not self.ended:
+            place = known.body_in(data)
+            if place is None or place[1] - place[0] > self._limits.max_body_bytes:
+                break
+            begin, end = place
+            self.started_at = self.since = self._clock()
+            self._unfinished_bytes = 0
+            body, data = data[begin:end], data[end:]
+            try:
+                self._hand_over(body, may_keep_alive=True)
+            except Exception:  # as in the parser's callbacks
+                log.exception("a request could not be taken")
+                self.refuse(InternalError(BUG))
+        return data
 
     def refuse(self, error: ProtocolError) -> None:
         """The request being received cannot be taken, nor anything after it."""
@@ -129,6 +163,7 @@ class RequestReader:
             self.started_at = self.since = self._clock()
         self.target = b""
         self._headers = []
+        self._lines = None
         self._body = b""
 
     def on_url(self, url: bytes) -> None:
@@ -184,33 +219,38 @@ class RequestReader:
             return
         self.receiving = self.head_done = self.continue_owed = False
         self.since = self._clock()
-        self._taken += 1
-        keep_alive = (
-            self._parser.should_keep_alive()
-            and not self.upgrading
-            and self._taken < self._limits.max_requests_per_connection
+        body, self._body = self._body, b""
+        self._hand_over(
+            body if isinstance(body, bytes) else bytes(body),
+            may_keep_alive=self._parser.should_keep_alive() and not self.upgrading,
         )
+
+    # inside
+
+    def _hand_over(self, body: bytes, *, may_keep_alive: bool) -> None:
+        """A request is whole, its head the last one read."""
+        self._taken += 1
+        keep_alive = may_keep_alive and self._taken < self._limits.max_requests_per_connection
         self.ended = not keep_alive
-        fields, body = self._fields, self._body
+        fields = self._fields
         forwarded = self._forwarding.fields(fields)
-        self._body = b""
+        if self._lines is None:
+            self._lines = lines_for_replica(self._headers, fields.not_forwarded)
         self._sink.request_received(
             Request(
                 method=self._method,
                 target=self.target,
                 version=self._version,
                 headers=self._headers,
-                body=body if isinstance(body, bytes) else bytes(body),
+                lines=self._lines,
+                body=body,
                 keep_alive=keep_alive,
                 request_id=fields.request_id or self._new_request_id(),
                 started_at=self.started_at,
                 forwarded=forwarded,
-                not_forwarded=fields.not_forwarded,
                 upgrades=self.upgrading,
             )
         )
-
-    # inside
 
     def _take_upgrade(self, rest: bytes) -> None:
         """A WebSocket is asked for by the last request of a connection; we switch to no other
