@@ -174,7 +174,7 @@ class ServedModel:
     def _held_elsewhere_tokens(self, match: Match, chosen: ReplicaId) -> int:
         """The most of a prompt that any other live replica holds: by its events, or, without
         events, as we believe."""
-        if not match.confirmed and not match.predicted:
+        if not match.confirmed and not (match.predicted and self._believed):
             return 0
         held = {replica: found.tokens for replica, found in match.confirmed.items()}
         for replica, end in match.predicted.items():

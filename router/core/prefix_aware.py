@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from random import Random
+from zlib import crc32
 
 from router.core.ids import ReplicaId
 from router.core.policy import (
@@ -63,8 +64,8 @@ class PrefixAware:
     def choose(self, query: RouteQuery, view: FleetView, rng: Random) -> Decision:
         """The cheapest replica, or the one of the near-ties that the prompt's hash picks."""
         routable = candidates(query, view)
-        confirmed, predicted = query.match
-        output = query.expected_output_tokens
+        prompt, match, bytes_per_token, output, _ = query
+        confirmed, predicted = match
         room_share = self.uncached_weight - 1.0
         # Most replicas of a large fleet hold nothing of a prompt.
         nothing = split_prompt(query, routable[0], EMPTY_MATCH)
@@ -73,12 +74,14 @@ class PrefixAware:
             name, rates = replica.id, replica.rates
             split = nothing
             if name in confirmed or name in predicted:
-                split = split_prompt(query, replica, query.match)
+                split = split_prompt(query, replica, match)
             matched, uncached, told, host, disk = split
             s_per_token = rates.prefill_s_per_token
             waiting = replica.pending_prefill_tokens + replica.other_prefill_tokens
             wait = waiting * s_per_token
-            computed = uncached + told * (1.0 - replica.trust)
+            computed = uncached
+            if told:
+                computed += told * (1.0 - replica.trust)
             loaded = computed
             if host or disk:
                 loaded += host * self.host_load_weight + disk * self.disk_load_weight
@@ -100,13 +103,14 @@ class PrefixAware:
             )
         best = min(terms)
         s_per_token = routable[terms.index(best)].rates.prefill_s_per_token
-        prompt_tokens = len(query.prompt) / query.bytes_per_token
+        prompt_tokens = len(prompt) / bytes_per_token
         few = min(NEAR_TIE_TOKENS, NEAR_TIE_PROMPT_SHARE * prompt_tokens) * self.uncached_weight
-        limit = best.cost + few * s_per_token
+        limit = best[0] + few * s_per_token
         tied = [one for one in terms if one[0] <= limit]
         if len(tied) > 1:
-            best = _rendezvous(query.prompt, tied)
-        return Decision(best.replica, best.matched_tokens, best.uncached_tokens, len(tied), terms)
+            best = _rendezvous(prompt, tied)
+        _, name, matched, uncached, *_ = best
+        return Decision(name, matched, uncached, len(tied), terms)
 
 
 def _rendezvous(prompt: bytes, tied: Sequence[CostTerms]) -> CostTerms:
@@ -114,8 +118,7 @@ def _rendezvous(prompt: bytes, tied: Sequence[CostTerms]) -> CostTerms:
 
     Source: Thaler & Ravishankar 1998, "Using name-based mappings to increase hit rates".
     """
-    digest = blake2b(prompt[:RENDEZVOUS_BYTES], digest_size=8).digest()
-    key = int.from_bytes(digest, "big")
+    key = crc32(prompt[:RENDEZVOUS_BYTES])
     # Of integers, Python's own hash mixes well, and alike in every process.
     keys = [hash((key, _replica_key(one[1]))) for one in tied]
     return tied[keys.index(max(keys))]

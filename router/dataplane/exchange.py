@@ -9,7 +9,6 @@ import asyncio
 import logging
 import math
 from collections.abc import Generator
-from contextlib import suppress
 from enum import Enum, auto
 from types import GeneratorType
 from typing import cast
@@ -344,14 +343,18 @@ class Exchange:
         """Lets its life go on. Whatever comes after its end is of no interest."""
         if self._done:
             return
-        with suppress(StopIteration):
+        try:
             self._steps.send(happening)
+        except StopIteration:
+            return
 
     def _end(self, error: Exception) -> None:
         if self._done:
             return
-        with suppress(StopIteration):
+        try:
             self._steps.throw(error)
+        except StopIteration:
+            return
 
     def _check_wait(self, attempt: Attempt, waited_s: float) -> None:
         """Whether a replica has been silent for too long."""
