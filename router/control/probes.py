@@ -103,7 +103,7 @@ class _Answer:
     def answer_head(self, head: ResponseHead) -> None:
         self._told = head
 
-    def answer_bytes(self, data: bytes) -> None:
+    def answer_bytes(self, data: bytes, framed: bytes = b"") -> None:
         pass
 
     def answer_ended(self) -> None:

@@ -79,7 +79,7 @@ class PrefixAware:
             s_per_token = rates.prefill_s_per_token
             waiting = replica.pending_prefill_tokens + replica.other_prefill_tokens
             wait = waiting * s_per_token
-            computed = uncached
+            computed = float(uncached)
             if told:
                 computed += told * (1.0 - replica.trust)
             loaded = computed

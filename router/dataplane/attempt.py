@@ -38,8 +38,9 @@ class Owner(Protocol):
     def attempt_refused(self, attempt: "Attempt", head: ResponseHead) -> bool:
         """Whether an answer with this head is not wanted: then the attempt has failed."""
 
-    def attempt_answers(self, attempt: "Attempt", data: bytes) -> None:
-        """Bytes of the body have come, perhaps none: the first time, its `head` is there."""
+    def attempt_answers(self, attempt: "Attempt", data: bytes, framed: bytes) -> None:
+        """Bytes of the body have come, perhaps none: the first time, its `head` is there.
+        `framed` as in `AnswerSink`."""
 
     def attempt_ended(self, attempt: "Attempt") -> None: ...
     def attempt_failed(self, attempt: "Attempt", failure: Failure) -> None: ...
@@ -120,9 +121,9 @@ class Attempt:
         elif head.is_event_stream or (head.chunked and self._request.version == "1.0"):
             self.unframe()
 
-    def answer_bytes(self, data: bytes) -> None:
+    def answer_bytes(self, data: bytes, framed: bytes = b"") -> None:
         self.waiting_since = self._loop.time()
-        self._owner.attempt_answers(self, data)
+        self._owner.attempt_answers(self, data, framed)
 
     def answer_ended(self) -> None:
         self._connection = None

@@ -320,9 +320,9 @@ class Exchange:
             return False
         return len(self._racing) > 1 or self._route.may_retry(self._loop.time())
 
-    def attempt_answers(self, attempt: Attempt, data: bytes) -> None:
+    def attempt_answers(self, attempt: Attempt, data: bytes, framed: bytes) -> None:
         if attempt is self._relayed:
-            self._reply.relay(data)
+            self._reply.relay(data, framed)
         else:
             self._happen(_Happening(_What.ANSWERS, attempt, data))
         if self._reply.reported and attempt is self._relayed:

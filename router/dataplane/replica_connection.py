@@ -26,7 +26,9 @@ class AnswerSink(Protocol):
     """Who takes an answer, in this order: head, body bytes (raw), then ended or broken, once."""
 
     def answer_head(self, head: ResponseHead) -> None: ...
-    def answer_bytes(self, data: bytes) -> None: ...
+    def answer_bytes(self, data: bytes, framed: bytes = b"") -> None:
+        """`framed`: the same with its framing, if that is gone and it came as exactly one chunk."""
+
     def answer_ended(self) -> None: ...
     def answer_broken(self, reason: str) -> None: ...
 
@@ -65,6 +67,7 @@ class ReplicaConnection(asyncio.Protocol):
         self._complete = False
         self._surplus = False
         self._payload: list[bytes] | None = None  # wanted instead of the raw body
+        self._between_chunks = False  # of such a body
         self._until_close = False
         self._keep_alive = False
         self._reading_paused = False
@@ -122,6 +125,9 @@ class ReplicaConnection(asyncio.Protocol):
         if self._sink is None:
             # Nobody asked: the replica speaks out of turn (or after we gave up on it).
             self._close()
+            return
+        if self._between_chunks and (payload := _one_chunk(data)):
+            self._sink.answer_bytes(payload, data)  # the parser, between chunks, does not miss it
             return
         begins, self._answered = not self._answered, True
         if begins:
@@ -192,6 +198,12 @@ class ReplicaConnection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         if self._payload is not None:
             self._payload.append(body)
+
+    def on_chunk_header(self) -> None:
+        self._between_chunks = False
+
+    def on_chunk_complete(self) -> None:
+        self._between_chunks = self._payload is not None
 
     def on_message_complete(self) -> None:
         self._complete = True
@@ -319,6 +331,15 @@ class ReplicaConnection(asyncio.Protocol):
         self._owner.connection_gone(self)  # not to be handed out before connection_lost
         if self._transport is not None:
             self._transport.abort()
+
+
+def _one_chunk(data: bytes) -> bytes | None:
+    """What is in the one chunk that this is, if it is exactly one, its length spelt as usual."""
+    at = data.find(b"\r\n", 1, 9)
+    length = len(data) - at - 4
+    if at > 0 and length > 0 and data.endswith(b"\r\n") and data[:at].lower() == b"%x" % length:
+        return data[at + 2 : -2]
+    return None
 
 
 def _is_no_head(beginning: bytes) -> bool:

@@ -29,8 +29,8 @@ class Reply:
     """The client's side of an exchange. States: not begun, relaying, over."""
 
     __slots__ = (
-        "_as_events", "_chunked", "_client", "_held", "_keep_alive", "_log", "_request",
-        "_rewriter", "_scan", "_unsent_head", "begun", "reported", "sent",
+        "_as_events", "_chunked", "_client", "_held", "_keep_alive", "_log", "_passes_on",
+        "_request", "_rewriter", "_scan", "_unsent_head", "begun", "reported", "sent",
     )  # fmt: skip
 
     def __init__(self, client: Client, request: Request, log: EventLog | None) -> None:
@@ -47,6 +47,7 @@ class Reply:
         self._rewriter: Rewriter | None = None
         self._unsent_head = b""
         self._held = b""
+        self._passes_on = False  # chunks may go through as they are
 
     def begin(self, head: ResponseHead, added: list[Header]) -> None:
         """The answer's head is known; it goes out with the first bytes after it."""
@@ -69,15 +70,32 @@ class Reply:
     def continue_with(self, rewriter: Rewriter | None) -> None:
         """What follows comes from another replica; `rewriter` makes it fit."""
         self._rewriter = rewriter
+        self._passes_on = self._chunked and rewriter is None
         self._held = self.reported = b""  # of the event that broke
 
-    def relay(self, data: bytes) -> None:
-        """Some more of the answer; nothing at all only sends the head."""
+    def relay(self, data: bytes, framed: bytes = b"") -> None:
+        """Some more of the answer; nothing at all only sends the head.
+
+        Args:
+            framed: The same as one chunk, if there is such a thing.
+        """
+        log = self._log
+        if (
+            framed
+            and log is not None
+            and self._passes_on
+            and not self._held
+            and data.endswith(_EVENT_ENDS)
+            and _ERROR_EVENT not in data
+        ):  # the most frequent case: the chunk around the events is what the client should get
+            log.add(data)
+            self._client.write(framed)
+            return
         if self._as_events:
             data = self._whole_events(data)
             if not data:
                 return
-            if self._log is not None and (at := data.find(_ERROR_EVENT)) >= 0:
+            if log is not None and (at := data.find(_ERROR_EVENT)) >= 0:
                 data, self.reported = data[:at], data[at + len(_ERROR_EVENT) :]
                 if not data:
                     return
@@ -140,7 +158,9 @@ class Reply:
     def _write(self, data: bytes) -> None:
         if self._unsent_head:
             data, self._unsent_head = self._unsent_head + data, b""
-        self.sent = True
+        if not self.sent:
+            self.sent = True
+            self._passes_on = self._chunked
         self._client.write(data)
 
 

@@ -269,7 +269,7 @@ class Tunnel:
             return
         self._head = head
 
-    def answer_bytes(self, data: bytes) -> None:
+    def answer_bytes(self, data: bytes, framed: bytes = b"") -> None:
         if self._head is None:
             return  # tried elsewhere: its body is of no interest
         self._moved_at = self._loop.time()

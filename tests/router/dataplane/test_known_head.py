@@ -87,8 +87,8 @@ class Taken:
         told["headers"] = [one for one in head.headers if one[0] != b"content-length"]
         self.said.append(told)
 
-    def answer_bytes(self, data: bytes) -> None:
-        self.said.append(data)
+    def answer_bytes(self, data: bytes, framed: bytes = b"") -> None:
+        self.said.append((data, framed))
 
     def answer_ended(self) -> None:
         self.said.append("ended")

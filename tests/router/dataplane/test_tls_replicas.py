@@ -377,7 +377,7 @@ class Broken:
     def answer_head(self, head: ResponseHead) -> None:
         raise AssertionError(head)
 
-    def answer_bytes(self, data: bytes) -> None:
+    def answer_bytes(self, data: bytes, framed: bytes = b"") -> None:
         raise AssertionError(data)
 
     def answer_ended(self) -> None:
