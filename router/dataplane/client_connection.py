@@ -12,7 +12,6 @@ Sources: RFC 9112 §9.3.2 (pipelining), §9.6 (closing); RFC 9110 §10.1.1 (Expe
 
 import asyncio
 import logging
-from collections import deque
 from random import Random
 from typing import NamedTuple, Protocol, cast
 
@@ -75,7 +74,7 @@ class ClientConnection(asyncio.Protocol):
         self._exchange: Exchange | Tunnel | None = None
         self._tunnel: Tunnel | None = None  # open: what comes is not HTTP any more
         self._ended = False  # a tunnel's client has closed its half
-        self._waiting: deque[Request | _Refused] = deque()
+        self._waiting: list[Request | _Refused] = []  # a deque takes half a kilobyte
         self._reading_paused = False
         self._writing_paused = False
         self._closing = False
@@ -262,7 +261,7 @@ class ClientConnection(asyncio.Protocol):
             return
         if not self._waiting:
             return
-        request = self._waiting.popleft()
+        request = self._waiting.pop(0)
         if not self._waiting:
             self.resume_reading()
         if isinstance(request, _Refused):

@@ -51,6 +51,13 @@ class RequestSink(Protocol):
 class RequestReader:
     """The requests of one connection. States: between requests, in a head, in a body, ended."""
 
+    __slots__ = (
+        "_body", "_clock", "_fields", "_forwarding", "_headers", "_known", "_limits", "_lines",
+        "_method", "_new_request_id", "_parser", "_sink", "_taken", "_unfinished_bytes",
+        "_version", "behind", "continue_owed", "ended", "head_done", "receiving", "refused",
+        "since", "started_at", "surplus", "target", "upgrading",
+    )  # fmt: skip
+
     def __init__(
         self,
         sink: RequestSink,

@@ -223,7 +223,8 @@ def test_what_comes_again_is_not_parsed() -> None:
     reader = RequestReader(
         taken, LIMITS, Forwarding("", b"http", Random(1)), lambda: 0.0, lambda: b"1"
     )
-    with mock.patch.object(reader, "_parse", wraps=reader._parse) as parse:
+    parse = RequestReader._parse
+    with mock.patch.object(RequestReader, "_parse", autospec=True, side_effect=parse) as parse:
         reader.feed(post())
         reader.feed(post() + post())
         assert parse.call_count == 1
