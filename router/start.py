@@ -44,11 +44,12 @@ def allow_many_connections() -> None:
 
 
 def settle_garbage_collector() -> None:
-    """Makes full collections rare: over a million blocks, one takes most of a second.
+    """Makes full collections rare: over a million blocks, one takes most of a second. Those of new
+    objects take 2 ms at most, 0.4 µs each.
 
     The prefix tree makes no cycles when it drops what it holds, so reference counts free it.
     What start-up has made stays for good and is no longer looked at.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
+    gc.set_threshold(5_000, 500, 100)
