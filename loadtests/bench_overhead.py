@@ -52,7 +52,7 @@ from loadtests.peer_environment import NotInstalled
 from loadtests.provenance import ROOT, commit, machine, say
 
 _FILES_WANTED = 30_000
-_QUICK_SCALE = (2, 8)
+_QUICK_SCALE = ((2, 1), (8, 1), (2, 2))
 _ALONE = "--alone"
 
 
@@ -197,7 +197,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="little load: to see that it runs")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="a contestant, or all of a peer")
     parser.add_argument("--rounds", type=int, help="of each case; the best counts")
-    parser.add_argument("--scaling", action="store_true", help="ours alone, by number of replicas")
+    parser.add_argument(
+        "--scaling", action="store_true", help="ours alone, by replicas and workers"
+    )
     parser.add_argument("--install-peers", action="store_true", help="get what peers need")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
     # Set by `isolate`: this is the process in a network of its own; who could not be installed.

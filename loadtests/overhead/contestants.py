@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -64,10 +65,10 @@ class Contestant(msgspec.Struct, frozen=True, kw_only=True):
     slow: bool = False
 
 
-def router_config(setting: Setting) -> dict[str, object]:
+def router_config(setting: Setting, workers: int = 1) -> dict[str, object]:
     """Everything on: template, prefix tree, KV events, policy, metrics, log line."""
     return {
-        "listen": {"host": "127.0.0.1", "port": setting.port},
+        "listen": {"host": "127.0.0.1", "port": setting.port, "workers": workers},
         "admin": {"host": "127.0.0.1", "port": setting.other_port},
         "models": [
             {
@@ -90,9 +91,13 @@ def router_config(setting: Setting) -> dict[str, object]:
     }
 
 
-def _warmroute(setting: Setting) -> list[str]:
+def ours(workers: int = 1) -> Contestant:
+    return Contestant(name=OURS, kind=Kind.OURS, command=partial(_warmroute, workers))
+
+
+def _warmroute(workers: int, setting: Setting) -> list[str]:
     config = setting.directory / "router.yaml"
-    config.write_text(yaml.safe_dump(router_config(setting)))
+    config.write_text(yaml.safe_dump(router_config(setting, workers)))
     return [sys.executable, "-m", "cli.main", "router", "-c", str(config)]
 
 
@@ -225,7 +230,7 @@ def _litellm(setting: Setting) -> list[str]:
 
 
 CONTESTANTS = (
-    Contestant(name=OURS, kind=Kind.OURS, command=_warmroute),
+    ours(),
     Contestant(name=NGINX, kind=Kind.PROXY, command=_nginx),
     *_rust_contestants(),
     Contestant(name="litellm", kind=Kind.PYTHON, command=_litellm, environment=_LITELLM, slow=True),

@@ -10,7 +10,7 @@ import msgspec
 
 from loadtests.overhead import process_tree
 from loadtests.overhead.cases import CASES, PLAIN, Case
-from loadtests.overhead.contestants import CONTESTANTS, OURS, Contestant
+from loadtests.overhead.contestants import OURS, Contestant, ours
 from loadtests.overhead.orders import Closed, Idle, LetGo, Open
 from loadtests.overhead.processes import (
     LoadGenerator,
@@ -25,7 +25,8 @@ from loadtests.provenance import say
 REPLICAS = 2
 # Of four blocks each, all replicas together: what a few busy engines say.
 EVENT_BATCHES_PER_S = 100.0
-SCALE = (2, 16, 64, 256)
+# Replicas, and workers of the router.
+SCALE = ((2, 1), (16, 1), (64, 1), (256, 1), (2, 2))
 
 
 class Amount(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,14 +156,19 @@ class Bench:
             for name, one in self._running.items()
         }
 
-    def scale_point(self) -> ScalePoint:
+    def scale_point(self, workers: int) -> ScalePoint:
         """What a request costs our router among so many replicas, and what they cost unasked."""
         running = self._running[OURS]
         unasked = self.unasked()[OURS]
         rounds = [
             self._closed(running, PLAIN, self._amount.round_s) for _ in range(self._amount.rounds)
         ]
-        return ScalePoint(replicas=len(self._replicas), score=Score(rounds=rounds), unasked=unasked)
+        return ScalePoint(
+            replicas=len(self._replicas),
+            workers=workers,
+            score=Score(rounds=rounds),
+            unasked=unasked,
+        )
 
     def knowledge(self) -> dict[str, float]:
         """What our router knows by KV events now: how many replicas it follows, what they cache."""
@@ -196,24 +202,20 @@ def measure_idle(amount: Amount) -> IdleCost:
     """Of a router that has served a little and nobody else has used."""
     with ExitStack() as stack:
         bench = Bench(stack, amount)
-        _must_run(bench.start(ours()))
+        _must_run(bench.start([ours()]))
         return bench.idle_cost()
 
 
-def measure_scaling(amount: Amount, counts: Sequence[int] = SCALE) -> list[ScalePoint]:
-    """One router after the other, each with more replicas."""
+def measure_scaling(amount: Amount, sizes: Sequence[tuple[int, int]] = SCALE) -> list[ScalePoint]:
+    """One router after the other, with more and more replicas, then with more workers."""
     points = []
-    for count in counts:
-        say(f"{count} replicas")
+    for replicas, workers in sizes:
+        say(f"{replicas} replicas, {workers} workers")
         with ExitStack() as stack:
-            bench = Bench(stack, amount, count)
-            _must_run(bench.start(ours()))
-            points.append(bench.scale_point())
+            bench = Bench(stack, amount, replicas)
+            _must_run(bench.start([ours(workers)]))
+            points.append(bench.scale_point(workers))
     return points
-
-
-def ours() -> list[Contestant]:
-    return [one for one in CONTESTANTS if one.name == OURS]
 
 
 def _must_run(absent: Mapping[str, str]) -> None:

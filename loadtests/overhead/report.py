@@ -243,6 +243,7 @@ def scaling_lines(points: Sequence[ScalePoint]) -> list[str]:
     rows = [
         [
             str(one.replicas),
+            str(one.workers),
             number(one.score.cpu_s * 1e6),
             number(one.score.requests_per_s),
             number(one.unasked * 1e3),
@@ -250,5 +251,8 @@ def scaling_lines(points: Sequence[ScalePoint]) -> list[str]:
         ]
         for one in points
     ]
-    headings = ["replicas", "CPU, µs a request", "requests/s", "unasked, CPU ms/s", "errors"]
+    headings = [
+        *("replicas", "workers", "CPU, µs a request", "requests/s"),
+        *("unasked, CPU ms/s", "errors"),
+    ]
     return table(headings, rows)

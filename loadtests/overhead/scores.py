@@ -82,10 +82,12 @@ class IdleCost(msgspec.Struct, frozen=True, kw_only=True):
 class ScalePoint(msgspec.Struct, frozen=True, kw_only=True):
     """
     Attributes:
+        workers: Processes of the router.
         unasked: The share of a core it takes without requests: for probes and KV events.
     """
 
     replicas: int
+    workers: int
     score: Score
     unasked: float
 

@@ -77,14 +77,16 @@ def test_the_benchmark_runs_and_writes_what_it_measured(
 
 
 @pytest.mark.processes
-def test_what_a_request_costs_is_told_by_number_of_replicas(
+def test_what_a_request_costs_is_told_by_replicas_and_workers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     file = tmp_path / "results.json"
     assert main(["--quick", "--scaling", "--json", str(file)], isolated=False) == 0
     points = json.loads(file.read_text())["scaling"]
-    assert [one["replicas"] for one in points] == [2, 8]
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    sizes = [(one["replicas"], one["workers"]) for one in points]
+    assert sizes == [(2, 1), (8, 1), (2, 2)]
+    assert not any(one["score"]["rounds"][0]["errors"] for one in points)
+    assert len(capsys.readouterr().out.splitlines()) == 4
 
 
 def test_only_who_takes_part_can_be_chosen(capsys: pytest.CaptureFixture[str]):
