@@ -12,6 +12,8 @@ Sources: RFC 9112 §9.3.2 (pipelining), §9.6 (closing); RFC 9110 §10.1.1 (Expe
 
 import asyncio
 import logging
+import socket
+import struct
 from random import Random
 from typing import NamedTuple, Protocol, cast
 
@@ -39,6 +41,7 @@ _LARGE_PIPELINED_BYTES = 64 * 1024
 # A client should wait for the 101 before it goes on; beyond this it has to.
 _MAX_BEHIND_BYTES = 16 * 1024
 _LINGER_S = 2.0
+_RESET = struct.pack("ii", 1, 0)  # struct linger: on, for no time
 _trace_ids = Random()  # from the system's entropy
 
 
@@ -120,8 +123,14 @@ class ClientConnection(asyncio.Protocol):
         return request.keep_alive and not self._handler.draining
 
     def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+        """Ends it at once; by a reset if that is in the middle of an answer, since an end like any
+        other would make an answer without a length look whole."""
+        if self._transport is None:
+            return
+        sock = self._transport.get_extra_info("socket")
+        if self._exchange is not None and sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._transport.abort()
 
     # Client, for the tunnel
 
