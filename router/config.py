@@ -207,8 +207,8 @@ class AdmissionConfig(_Section, frozen=True, kw_only=True):
 
     max_tokens: Tokens in flight, all models together; beyond it requests wait. One larger than
         this by itself runs when nothing else does. Absent: no limit.
-    queue_requests: Requests that may wait; beyond it the youngest of the least urgent gets 429. 0:
-        none, what does not fit gets 429 at once.
+    queue_requests: Requests that may wait; beyond it the youngest of the least urgent gets 429, or
+        that of the tenant that has most of the queue. 0: none, what does not fit gets 429 at once.
     queue_bytes: Bytes of bodies that may wait; beyond it as with queue_requests.
     queue_timeout_s: So long a request may wait, from its arrival; then 429.
     aging_s: Each time a request has waited for so long, it is as urgent as priorities one smaller

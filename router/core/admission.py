@@ -40,6 +40,7 @@ from protocol.errors import Overloaded
 from router.core.admission_queue import AdmissionQueue
 from router.core.capacity import Capacity
 from router.core.drain_rate import DrainRate
+from router.core.fair_shedding import excess
 from router.core.ids import ReplicaId
 from router.core.model_turns import ModelTurns
 from router.core.ticket import LEVELS, Ticket, TicketState, clamped
@@ -107,11 +108,12 @@ class Admission:
         """A new request: it is admitted, or waits, as its `state` says.
 
         Returns:
-            Those that waited and are shed to make room for it: less urgent ones, youngest first.
-            If there are any: pump.
+            Those that waited and are shed to make room for it: less urgent ones, youngest first,
+            or those of a tenant that has more than its share. If there are any: pump.
 
         Raises:
-            Overloaded: It would have to wait, and the queue is full of what is no less urgent.
+            Overloaded: It would have to wait, and the queue is full of what is no less urgent, and
+                shared fairly.
         """
         assert ticket.state is _NEW, "a request is offered once"
         assert ticket.tokens > 0, "every request occupies something"
@@ -207,7 +209,10 @@ class Admission:
             message = f"the request has waited for {ticket.waited_s:.1f} s, as long as it may"
         else:
             assert ticket.state is TicketState.SHED, "nobody else is turned away after waiting"
-            message = "more urgent requests have come, and the queue is full"
+            message = (
+                "the queue is full, and more urgent requests have come, or some of tenants with"
+                " fewer waiting"
+            )
         return Overloaded(message, retry_after_s=self.retry_after_s(now))
 
     def retry_after_s(self, now: float) -> float:
@@ -249,16 +254,23 @@ class Admission:
         return order < (first.level, self._turns[first.level].start(first.model))
 
     def _make_place(self, ticket: Ticket, now: float) -> list[Ticket]:
-        """Sheds what is less urgent until `ticket` may wait, too. Raises Overloaded."""
+        """Sheds what is less urgent until `ticket` may wait, too, and if that is not enough what
+        is more than a tenant's share. Raises Overloaded."""
         queue = self.queue
         requests = queue.requests + 1 - self._queue_requests
         body_bytes = queue.body_bytes + ticket.body_bytes - self._queue_bytes
         if requests <= 0 and body_bytes <= 0:
             return []
         less_urgent = [level for level in LEVELS if level > clamped(ticket.priority)]
-        if requests > sum(queue.requests_by_level[level] for level in less_urgent) or (
-            body_bytes > sum(queue.bytes_by_level[level] for level in less_urgent)
-        ):
+        more = excess(
+            ticket,
+            queue.places(ticket.priority),
+            requests=requests - sum(queue.requests_by_level[level] for level in less_urgent),
+            body_bytes=body_bytes - sum(queue.bytes_by_level[level] for level in less_urgent),
+            queue_requests=self._queue_requests,
+            queue_bytes=self._queue_bytes,
+        )
+        if more is None:
             ticket.state = TicketState.REFUSED
             self.counters.refused += 1
             raise Overloaded(
@@ -267,7 +279,7 @@ class Admission:
             )
         shed: list[Ticket] = []
         while requests > 0 or body_bytes > 0:
-            last = queue.last()
+            last = more.pop(0) if more else queue.last()
             last.state = TicketState.SHED
             queue.remove(last)
             self.counters.shed += 1

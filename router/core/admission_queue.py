@@ -9,14 +9,16 @@ The same tickets lie in two more orders, so that whatever happens costs O(1) for
 happens to (and O(levels) once): by arrival within each priority, where the oldest expires and the
 youngest is shed, and by coming to each level, where the first is the next to age. Of one priority
 the older is never less urgent than the younger, so the youngest of the least urgent level is the
-last of some priority.
+last of some priority. Of each priority it is also known which tenant has how much: the one with the
+most gives way to others when the queue is full.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
+from router.core.fair_shedding import Places
 from router.core.tenant_ring import TenantRing
 from router.core.ticket import LEAST_URGENT, LEVELS, MOST_URGENT, Ticket, clamped
 
@@ -42,6 +44,7 @@ class AdmissionQueue:
         self._by_arrival: dict[int, OrderedDict[Ticket, None]] = {
             priority: OrderedDict() for priority in LEVELS
         }
+        self._by_tenant: dict[int, dict[str, Places]] = {priority: {} for priority in LEVELS}
         self._by_entry: dict[int, OrderedDict[Ticket, None]] = {
             level: OrderedDict() for level in LEVELS
         }
@@ -71,6 +74,7 @@ class AdmissionQueue:
         self.tokens += ticket.tokens
         self.body_bytes += ticket.body_bytes
         self._by_arrival[ticket.level][ticket] = None
+        self._by_tenant[ticket.level].setdefault(ticket.tenant, Places()).add(ticket)
         self._enter(ticket)
 
     def serve(self, ticket: Ticket) -> None:
@@ -123,6 +127,10 @@ class AdmissionQueue:
         lasts = [next(reversed(tickets)) for tickets in self._by_arrival.values() if tickets]
         return max(lasts, key=_level_and_number)
 
+    def places(self, priority: int) -> Mapping[str, Places]:
+        """By tenant, what waits with this priority, whatever its level is by now."""
+        return self._by_tenant[clamped(priority)]
+
     def _ring_of(self, ticket: Ticket) -> TenantRing:
         return self._rings[ticket.model][ticket.level]
 
@@ -154,7 +162,12 @@ class AdmissionQueue:
     def _left(self, ticket: Ticket) -> None:
         """It has left its ring, and waits no longer."""
         self._leave(ticket)
-        del self._by_arrival[clamped(ticket.priority)][ticket]
+        priority = clamped(ticket.priority)
+        del self._by_arrival[priority][ticket]
+        places = self._by_tenant[priority][ticket.tenant]
+        places.remove(ticket)
+        if not places.tickets:
+            del self._by_tenant[priority][ticket.tenant]
         self.requests -= 1
         self.tokens -= ticket.tokens
         self.body_bytes -= ticket.body_bytes
@@ -195,6 +208,13 @@ class AdmissionQueue:
             assert len(entered) == self.requests_by_level[level]
             assert sum(one.body_bytes for one in entered) == self.bytes_by_level[level]
         assert sum(self.requests_by_level.values()) == self.requests
+        for priority, tenants in self._by_tenant.items():
+            assert all(one.tickets for one in tenants.values()), "idle tenants are not kept"
+            there = [ticket for one in tenants.values() for ticket in one.tickets]
+            assert set(there) == set(self._by_arrival[priority])
+            for tenant, one in tenants.items():
+                assert all(ticket.tenant == tenant for ticket in one.tickets)
+                assert one.body_bytes == sum(ticket.body_bytes for ticket in one.tickets)
         for tickets in self._by_arrival.values():
             numbers = [ticket.number for ticket in tickets]
             assert numbers == sorted(numbers)

@@ -112,16 +112,42 @@ class AdmissionModel:
         self, ticket: Ticket, now: float, queue_requests: int, queue_bytes: int
     ) -> list[Entry] | None:
         """Who makes room for it; None: it is refused."""
-        left = list(self.waiting)
-        shed: list[Entry] = []
         priority = max(-8, min(8, ticket.priority))
-        while (
-            len(left) + 1 > queue_requests
-            or sum(one.ticket.body_bytes for one in left) + ticket.body_bytes > queue_bytes
-        ):
-            last = max(left, key=lambda one: (self.level(one, now), one.number), default=None)
-            if last is None or self.level(last, now) <= priority:
+
+        def too_many(left: list[Entry]) -> bool:
+            body_bytes = sum(one.ticket.body_bytes for one in left) + ticket.body_bytes
+            return len(left) + 1 > queue_requests or body_bytes > queue_bytes
+
+        def share(left: list[Entry], tenant: str) -> int:
+            """Of one priority, in a queue of which requests and bytes count alike."""
+            own = [
+                one.ticket
+                for one in left
+                if one.ticket.tenant == tenant and one.priority == priority
+            ]
+            own += [ticket] if tenant == ticket.tenant else []
+            body_bytes = sum(one.body_bytes for one in own)
+            return len(own) * queue_bytes + body_bytes * queue_requests
+
+        shed: list[Entry] = []
+        left = [one for one in self.waiting if self.level(one, now) <= priority]
+        while too_many(left):  # even without all that is less urgent
+            tenants = {one.ticket.tenant for one in left if one.priority == priority}
+            tenants -= {ticket.tenant}
+            if not tenants:
                 return None
+            largest = max(tenants, key=lambda one: (share(left, one), one))
+            youngest = max(
+                (one for one in left if (one.ticket.tenant, one.priority) == (largest, priority)),
+                key=lambda one: one.number,
+            )
+            left.remove(youngest)
+            if share(left, largest) < share(left, ticket.tenant):
+                return None
+            shed.append(youngest)
+        left = [one for one in self.waiting if one not in shed]
+        while too_many(left):
+            last = max(left, key=lambda one: (self.level(one, now), one.number))
             left.remove(last)
             shed.append(last)
         return shed
