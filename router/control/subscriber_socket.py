@@ -18,6 +18,7 @@ _HEARTBEAT_MS = 2000
 _HEARTBEAT_TIMEOUT_MS = 6000
 _RECONNECT_MS, _RECONNECT_MAX_MS = 100, 2000
 _RECEIVE_QUEUE_MESSAGES = 100_000
+_READABLE = int(zmq.POLLIN)  # a flag of its own kind takes microseconds to compare
 
 
 class Subscriber:
@@ -96,7 +97,7 @@ class Subscriber:
 
 
 def _has_one(socket: zmq.Socket[bytes]) -> bool:
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & _READABLE)
 
 
 def _settle(news: "asyncio.Future[None]") -> None:
