@@ -32,6 +32,14 @@ class Failure:
         self.error = error
 
 
+def no_connection(error: ConnectFailed | PoolFull) -> tuple[str, str, type[ProtocolError]]:
+    """Outcome, reason and kind of error of an attempt that a pool has no connection for."""
+    if isinstance(error, PoolFull):
+        return Outcome.REFUSED, str(error), Overloaded
+    kind = ConnectTimedOut if isinstance(error, ConnectTooSlow) else Unavailable
+    return Outcome.CONNECT_FAILED, f"cannot connect: {error}", kind
+
+
 class Owner(Protocol):
     """Whose attempt it is."""
 
@@ -148,13 +156,9 @@ class Attempt:
     async def _connect(self) -> None:
         try:
             connection = await self.assignment.pool.connect()
-        except ConnectFailed as error:
-            kind = ConnectTimedOut if isinstance(error, ConnectTooSlow) else Unavailable
+        except (ConnectFailed, PoolFull) as error:
             self._connecting = None
-            self.fail(Outcome.CONNECT_FAILED, f"cannot connect: {error}", kind)
-        except PoolFull as error:
-            self._connecting = None
-            self.fail(Outcome.REFUSED, str(error), Overloaded)
+            self.fail(*no_connection(error))
         else:
             self._connecting = None
             self._send(connection)

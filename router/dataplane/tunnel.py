@@ -16,17 +16,15 @@ import math
 from typing import Protocol
 
 from protocol.errors import (
-    ConnectTimedOut,
     FirstByteTimedOut,
     InternalError,
-    Overloaded,
     ProtocolError,
     TotalTimedOut,
-    Unavailable,
     UpstreamFailed,
 )
 from router.config import TimeoutsConfig
 from router.core.answer_scan import AnswerUsage
+from router.dataplane.attempt import no_connection
 from router.dataplane.http1 import (
     Header,
     Request,
@@ -35,7 +33,7 @@ from router.dataplane.http1 import (
     response_head,
     switching_head,
 )
-from router.dataplane.pool import ConnectFailed, ConnectTooSlow, PoolFull
+from router.dataplane.pool import ConnectFailed, PoolFull
 from router.dataplane.request_reader import BUG
 from router.dataplane.route import Assignment, Client, Outcome, Route, answer_fields
 from router.dataplane.tunnel_connection import TunnelConnection
@@ -207,13 +205,9 @@ class Tunnel:
     async def _connect(self, assignment: Assignment) -> None:
         try:
             connection = await assignment.pool.open(TunnelConnection)
-        except ConnectFailed as error:
+        except (ConnectFailed, PoolFull) as error:
             self._connecting = None
-            kind = ConnectTimedOut if isinstance(error, ConnectTooSlow) else Unavailable
-            self._replica_failed(Outcome.CONNECT_FAILED, f"cannot connect: {error}", kind)
-        except PoolFull as error:
-            self._connecting = None
-            self._replica_failed(Outcome.REFUSED, str(error), Overloaded)
+            self._replica_failed(*no_connection(error))
         else:
             self._connecting = None
             self._connection = connection
