@@ -30,10 +30,12 @@ from router.core.policy import (
     CostTerms,
     Decision,
     FleetView,
+    PromptSplit,
     RouteQuery,
     candidates,
     split_prompt,
 )
+from router.core.prefix_tree import Confirmed
 
 NEAR_TIE_TOKENS = 64
 NEAR_TIE_PROMPT_SHARE = 0.5
@@ -67,14 +69,18 @@ class PrefixAware:
         prompt, match, bytes_per_token, output, _ = query
         confirmed, predicted = match
         room_share = self.uncached_weight - 1.0
-        # Most replicas of a large fleet hold nothing of a prompt.
+        # In a large fleet many hold nothing of a prompt, and many the same.
         nothing = split_prompt(query, routable[0], EMPTY_MATCH)
+        splits: dict[tuple[Confirmed | None, int, int], PromptSplit] = {}
         terms = []
         for replica in routable:
             name, rates = replica.id, replica.rates
             split = nothing
             if name in confirmed or name in predicted:
-                split = split_prompt(query, replica, match)
+                held = (confirmed.get(name), predicted.get(name, 0), replica.block_size)
+                split = splits.get(held) or splits.setdefault(
+                    held, split_prompt(query, replica, match)
+                )
             matched, uncached, told, host, disk = split
             s_per_token = rates.prefill_s_per_token
             waiting = replica.pending_prefill_tokens + replica.other_prefill_tokens
