@@ -3,71 +3,10 @@
 import pytest
 
 from protocol.errors import Overloaded
-from router.core.admission import Admission
 from router.core.drain_rate import DrainRate
 from router.core.model_turns import ModelTurns
 from router.core.ticket import Ticket, TicketState
-
-
-def admission_of(
-    limits: dict[str, int | None] | None = None,
-    *,
-    max_tokens: int | None = None,
-    queue_requests: int = 8,
-    queue_bytes: int = 1000,
-    aging_s: float | None = None,
-) -> Admission:
-    """Of replicas named like m0, of model m."""
-    admission = Admission(
-        max_tokens=max_tokens,
-        queue_requests=queue_requests,
-        queue_bytes=queue_bytes,
-        queue_timeout_s=30.0,
-        aging_s=aging_s,
-        quantum_tokens=10,
-    )
-    limits = {"m0": 10} if limits is None else limits
-    for replica, limit in limits.items():
-        admission.capacity.add_replica(replica[0], replica, limit)
-    for model in {replica[0] for replica in limits}:
-        admission.capacity.set_routable(model, [one for one in limits if one[0] == model])
-    return admission
-
-
-def offer(
-    admission: Admission,
-    tokens: int,
-    *,
-    model: str = "m",
-    tenant: str = "",
-    priority: int = 0,
-    body_bytes: int = 0,
-    now: float = 0.0,
-) -> Ticket:
-    """Offered, and placed on the first replica with room if it is admitted."""
-    ticket = Ticket(model, tokens, tenant, priority, body_bytes)
-    admission.offer(ticket, now)
-    if ticket.state is TicketState.ADMITTED:
-        place(admission, ticket)
-    admission.check()
-    return ticket
-
-
-def place(admission: Admission, ticket: Ticket) -> str:
-    excluded = admission.excluded(ticket)
-    routable = admission.capacity.models[ticket.model].routable
-    chosen = next(one.id for one in routable if one.id not in excluded)
-    admission.take(ticket, chosen)
-    return chosen
-
-
-def pump(admission: Admission, now: float = 0.0) -> list[Ticket]:
-    admitted: list[Ticket] = []
-    while (ticket := admission.admit_next(now)) is not None:
-        place(admission, ticket)
-        admitted.append(ticket)
-        admission.check()
-    return admitted
+from tests.support.admissions import admission_of, offer, place, pump
 
 
 @pytest.mark.parametrize(
@@ -213,55 +152,6 @@ def test_of_one_level_the_youngest_is_shed_not_who_has_waited_to_be_there() -> N
     urgent = Ticket("m", 1, priority=-1)
     assert admission.offer(urgent, 10.0) == [young]
     assert old.level == 0
-
-
-@pytest.mark.parametrize(
-    ("waiting", "newcomer", "shed"),
-    [
-        pytest.param("aaaa", "b", [3], id="the-youngest-of-who-has-all"),
-        pytest.param("aaab", "b", [2], id="as-long-as-that-one-keeps-no-less"),
-        pytest.param("aabb", "b", None, id="shared-fairly"),
-        pytest.param("aabb", "c", [3], id="of-equals-always-the-same"),
-        pytest.param("aaab", "a", None, id="nobody-has-more"),
-        pytest.param("aaaa", "a", None, id="its-own-is-not-shed"),
-        pytest.param("abcd", "e", None, id="one-each"),
-    ],
-)
-def test_no_tenant_fills_the_queue_for_the_others(
-    waiting: str, newcomer: str, shed: list[int] | None
-) -> None:
-    admission = admission_of(queue_requests=4)
-    offer(admission, 10)
-    there = [offer(admission, 1, tenant=tenant) for tenant in waiting]
-    ticket = Ticket("m", 1, newcomer)
-    if shed is None:
-        with pytest.raises(Overloaded):
-            admission.offer(ticket, 0.0)
-    else:
-        assert admission.offer(ticket, 0.0) == [there[index] for index in shed]
-        assert "fewer waiting" in admission.refusal(there[shed[0]], 0.0).message
-    admission.check()
-
-
-def test_who_filled_the_queue_long_ago_gives_way_to_others_too() -> None:
-    admission = admission_of(queue_requests=3, aging_s=10.0)
-    offer(admission, 10)
-    there = [offer(admission, 1, tenant="a", now=0.0) for _ in range(3)]
-    ticket = Ticket("m", 1, "b")
-    assert admission.offer(ticket, 25.0) == [there[2]]
-    assert there[0].level == -2
-
-
-def test_large_bodies_count_as_places() -> None:
-    admission = admission_of(queue_requests=10, queue_bytes=100)
-    offer(admission, 10)
-    there = [offer(admission, 1, tenant="a", body_bytes=30) for _ in range(3)]
-    offer(admission, 1, tenant="b", body_bytes=1)
-    with pytest.raises(Overloaded):
-        offer(admission, 1, tenant="c", body_bytes=80)  # more than a would keep
-    ticket = Ticket("m", 1, "c", body_bytes=35)
-    assert admission.offer(ticket, 0.0) == [there[2]]
-    admission.check()
 
 
 def test_without_a_queue_what_does_not_fit_is_refused() -> None:

@@ -146,39 +146,6 @@ async def test_a_broken_stream_ends_with_an_error_event() -> None:
     assert b'data: {"error":{"message":"the stream broke: replica r0: ' in rest
 
 
-async def test_an_answer_cut_short_is_seen_as_cut_short() -> None:
-    async def script(call: Call) -> None:
-        await call.send(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf")
-        call.reset()
-
-    async with data_plane(ScriptedReplica("r0", script)) as plane:
-        client = await plane.connect()
-        await client.send(post())
-        try:
-            rest = await client.rest()
-        except ConnectionResetError:
-            rest = b""
-    assert not rest.endswith(b"0\r\n\r\n")
-    assert b"error" not in rest
-
-
-async def test_an_answer_that_only_its_end_delimits_does_not_look_whole_when_it_breaks() -> None:
-    relayed = asyncio.Event()
-
-    async def script(call: Call) -> None:
-        await call.send(b"HTTP/1.1 200 OK\r\n\r\nhalf")
-        await relayed.wait()
-        call.crash()
-
-    async with data_plane(ScriptedReplica("r0", script)) as plane:
-        client = await plane.connect()
-        await client.send(post())
-        await client.reader.readuntil(b"half")
-        relayed.set()
-        with pytest.raises(ConnectionResetError):
-            await client.rest()
-
-
 async def test_a_stream_that_breaks_before_its_first_event_begins_anew_elsewhere() -> None:
     async def broken(call: Call) -> None:
         await call.start_stream()

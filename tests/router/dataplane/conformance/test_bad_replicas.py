@@ -233,6 +233,39 @@ async def test_what_is_no_answer_is_a_502_or_ends_in_its_middle(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+async def test_an_answer_cut_short_is_seen_as_cut_short() -> None:
+    async def script(call: Call) -> None:
+        await call.send(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf")
+        call.reset()
+
+    async with data_plane(ScriptedReplica("r0", script)) as plane:
+        client = await plane.connect()
+        await client.send(post())
+        try:
+            rest = await client.rest()
+        except ConnectionResetError:
+            rest = b""
+    assert not rest.endswith(b"0\r\n\r\n")
+    assert b"error" not in rest
+
+
+async def test_an_answer_that_only_its_end_delimits_does_not_look_whole_when_it_breaks() -> None:
+    relayed = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await call.send(b"HTTP/1.1 200 OK\r\n\r\nhalf")
+        await relayed.wait()
+        call.crash()
+
+    async with data_plane(ScriptedReplica("r0", script)) as plane:
+        client = await plane.connect()
+        await client.send(post())
+        await client.reader.readuntil(b"half")
+        relayed.set()
+        with pytest.raises(ConnectionResetError):
+            await client.rest()
+
+
 async def test_a_body_after_head_does_not_reach_the_client() -> None:
     async def script(call: Call) -> None:
         await call.send(b"HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\nHTTP/1.1 404 X\r\n")
