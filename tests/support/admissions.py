@@ -1,4 +1,4 @@
-"""Admission on a small scale: one model of one replica unless told otherwise, all placed at once."""
+"""Admission on a small scale: of one model and replica unless told otherwise, placed at once."""
 
 from router.core.admission import Admission
 from router.core.ticket import Ticket, TicketState
