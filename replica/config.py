@@ -54,6 +54,8 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Attributes:
         device: `cpu`, `cuda`, or `cuda:N`. Default cpu.
+        backend: What computes a model's operations: `torch`, or `triton`, which needs a GPU and has
+            not yet been measured on one. What it is, the log says. Default torch.
         threads: CPU threads that compute. Default 1.
         block_size: Tokens a KV block. Default 16.
         kv_cache_blocks: Blocks of the KV cache; together they must hold one whole context.
@@ -67,6 +69,7 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     device: Annotated[str, Meta(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    backend: Literal["torch", "triton"] = "torch"
     threads: Positive = 1
     block_size: Positive = 16
     kv_cache_blocks: Positive = 2048

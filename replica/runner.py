@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kernels import torch_ops as ops
+from kernels.operations import Operations, operations
 from replica.core.plan import SequenceSlice, StepPlan, StepResult
 from replica.models.config import ModelConfig
 from replica.models.dtype import resolve_dtype
@@ -29,6 +29,7 @@ class ModelRunner:
     def __init__(
         self,
         model: Model,
+        ops: Operations,
         *,
         dtype: torch.dtype,
         device: torch.device,
@@ -38,6 +39,7 @@ class ModelRunner:
         assert block_size > 0
         assert num_blocks > 0
         self._model = model
+        self._ops = ops
         self._device = device
         self.dtype = dtype
         self.block_size = block_size
@@ -61,6 +63,7 @@ class ModelRunner:
         *,
         dtype: str = "auto",
         device: str = "cpu",
+        backend: str = "torch",
         threads: int | None = None,
         block_size: int = 16,
         num_blocks: int | None = None,
@@ -74,6 +77,7 @@ class ModelRunner:
             path: A GGUF file or a Hugging Face directory.
             dtype: "auto", "float32", "bfloat16" or "float16".
             device: As torch names it.
+            backend: What computes: "torch" or "triton".
             threads: torch's CPU threads, for the whole process; None leaves them.
             block_size: Tokens a block.
             num_blocks: The cache's size; or give `kv_cache_bytes`, not both.
@@ -84,29 +88,42 @@ class ModelRunner:
         Raises:
             ModelFileError: the files are missing, damaged or of an unsupported model.
             ValueError: an argument is out of range.
+            BackendUnavailable: the backend cannot run on this device.
         """
         if (num_blocks is None) == (kv_cache_bytes is None):
             raise ValueError("give one of num_blocks and kv_cache_bytes")
         if threads is not None:
             torch.set_num_threads(threads)
         started = time.perf_counter()
-        source = open_source(path)
         on = torch.device(device)
+        ops = operations(backend, on)
+        source = open_source(path)
         number_format = resolve_dtype(dtype, on)
         if num_blocks is None:
             assert kv_cache_bytes is not None
             num_blocks = blocks_for_bytes(source.config, block_size, number_format, kv_cache_bytes)
         model = load_model(
-            source, dtype=number_format, device=on, max_model_len=max_model_len, progress=progress
+            source,
+            dtype=number_format,
+            device=on,
+            ops=ops,
+            max_model_len=max_model_len,
+            progress=progress,
         )
         runner = cls(
-            model, dtype=number_format, device=on, block_size=block_size, num_blocks=num_blocks
+            model,
+            ops,
+            dtype=number_format,
+            device=on,
+            block_size=block_size,
+            num_blocks=num_blocks,
         )
         _LOG.info(
-            "%s: %s on %s, %d KV blocks of %d tokens, loaded in %.1f s",
+            "%s: %s on %s, backend %s, %d KV blocks of %d tokens, loaded in %.1f s",
             path.name,
             str(number_format).removeprefix("torch."),
             on,
+            backend,
             num_blocks,
             block_size,
             time.perf_counter() - started,
@@ -198,7 +215,7 @@ class ModelRunner:
         params = [sampling for _, sampling in wanted]
         positions = [one.start + len(one.token_ids) for one, _ in wanted]
         vocabulary = self.vocab_size
-        picked = ops.sample(
+        picked = self._ops.sample(
             logits,
             self._floats([one.temperature for one in params]),
             self._integers([min(one.top_k or vocabulary, vocabulary) for one in params]),

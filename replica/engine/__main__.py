@@ -2,6 +2,7 @@
 
 import sys
 
+from kernels.operations import BackendUnavailable
 from prompt.assets import resolve_model_path
 from prompt.errors import PromptError
 from replica.config import ReplicaConfig
@@ -20,6 +21,7 @@ def build_runner(config: ReplicaConfig, progress: Progress) -> ModelRunner:
             resolve_model_path(config.model.path),
             dtype=config.model.dtype,
             device=config.engine.device,
+            backend=config.engine.backend,
             threads=config.engine.threads,
             block_size=config.engine.block_size,
             num_blocks=config.engine.kv_cache_blocks,
@@ -27,6 +29,8 @@ def build_runner(config: ReplicaConfig, progress: Progress) -> ModelRunner:
         )
     except PromptError as error:
         raise ValueError(str(error)) from error
+    except BackendUnavailable as error:
+        raise ValueError(f"engine.backend: {error}") from error
     if config.model.max_model_len > runner.max_model_len:
         raise ValueError(
             f"model.max_model_len: {config.model.max_model_len} is more than the "

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from kernels import torch_ops as ops
+from kernels.operations import Operations
 from replica.models.config import ModelConfig
 from replica.models.linear import Linear
 from replica.models.rope import rope_table
@@ -62,12 +62,15 @@ class _Layer:
 class Llama:
     """Weights and forward pass. The KV cache belongs to the caller."""
 
-    def __init__(self, config: ModelConfig, read: TensorReader, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, read: TensorReader, device: torch.device, ops: Operations
+    ) -> None:
         """
         Args:
             read: Gives a tensor of `tensor_shapes(config)` by name, in the dtype to compute in.
         """
         self.config = config
+        self._ops = ops
         self._embedding = read("model.embed_tokens.weight")
         self._layers = [_read_layer(config, read, index) for index in range(config.num_layers)]
         self._norm = read("model.norm.weight")
@@ -83,7 +86,7 @@ class Llama:
         Args:
             kv_caches: One [2, blocks, block_size, kv_heads, head_dim] a layer.
         """
-        config = self.config
+        config, ops = self.config, self._ops
         cosine, sine = self._cosine[step.positions], self._sine[step.positions]
         residual = functional.embedding(step.token_ids, self._embedding)
         x = ops.rms_norm(residual, self._layers[0].attention_norm, config.norm_eps)
@@ -106,7 +109,7 @@ class Llama:
         if step.decode_tables is not None:
             assert step.decode_lengths is not None
             parts.append(
-                ops.paged_attention_decode(
+                self._ops.paged_attention_decode(
                     query[: step.decodes],
                     kv_cache,
                     step.decode_tables,
@@ -118,7 +121,7 @@ class Llama:
             assert step.prefill_offsets is not None
             assert step.prefill_lengths is not None
             parts.append(
-                ops.paged_attention_prefill(
+                self._ops.paged_attention_prefill(
                     query[step.decodes :],
                     kv_cache,
                     step.prefill_tables,

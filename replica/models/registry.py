@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from kernels.operations import Operations
 from replica.models import llama
 from replica.models.config import ModelConfig
 from replica.models.errors import UnsupportedModel
@@ -24,7 +25,7 @@ class Architecture:
     """How to build one: the tensors it needs, and the constructor that reads them."""
 
     tensor_shapes: Callable[[ModelConfig], Mapping[str, tuple[int, ...]]]
-    build: Callable[[ModelConfig, llama.TensorReader, torch.device], Model]
+    build: Callable[[ModelConfig, llama.TensorReader, torch.device, Operations], Model]
 
 
 _ARCHITECTURES = {

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from kernels.operations import Operations
 from prompt.errors import ModelFileError
 from replica.models.config import ModelConfig
 from replica.models.errors import WrongTensor
@@ -47,12 +48,14 @@ def load_model(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    ops: Operations,
     max_model_len: int | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """The network of `source`, its weights in `dtype` on `device`.
 
     Args:
+        ops: What it computes with.
         max_model_len: Shortens the model's context; None keeps it.
 
     Raises:
@@ -76,7 +79,7 @@ def load_model(
         return source.read(name).to(device=device, dtype=dtype)
 
     with torch.inference_mode():
-        model = built.build(config, read, device)
+        model = built.build(config, read, device, ops)
     assert done == len(expected), f"{done} tensors read of {len(expected)}"
     if progress is not None:
         progress(1.0, "weights are loaded")

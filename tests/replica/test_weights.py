@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kernels.operations import operations
 from prompt.errors import ModelFileError
 from replica.models.dtype import resolve_dtype
 from replica.models.errors import UnsupportedModel, WrongTensor
@@ -202,6 +203,7 @@ def test_loading_tells_how_far_it_is(directory: Path) -> None:
         open_source(directory),
         dtype=torch.float32,
         device=torch.device("cpu"),
+        ops=operations("torch", torch.device("cpu")),
         progress=lambda fraction, message: told.append((fraction, message)),
     )
     fractions = [fraction for fraction, _ in told]
