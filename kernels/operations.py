@@ -43,6 +43,9 @@ class Operations(Protocol):
         block_tables: torch.Tensor,
         context_lengths: torch.Tensor,
         scale: float,
+        *,
+        window: int | None = None,
+        soft_cap: float | None = None,
     ) -> torch.Tensor: ...
 
     def paged_attention_prefill(
@@ -53,6 +56,9 @@ class Operations(Protocol):
         query_offsets: torch.Tensor,
         context_lengths: torch.Tensor,
         scale: float,
+        *,
+        window: int | None = None,
+        soft_cap: float | None = None,
     ) -> torch.Tensor: ...
 
     def sample(

@@ -12,8 +12,8 @@ import torch
 from kernels.operations import Operations, operations
 from replica.core.plan import SequenceSlice, StepPlan, StepResult
 from replica.models.config import ModelConfig
+from replica.models.decoder import StepTensors
 from replica.models.dtype import resolve_dtype
-from replica.models.llama import StepTensors
 from replica.models.registry import Model
 from replica.weights.load import Progress, load_model, open_source
 

@@ -38,7 +38,13 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The shape of a Llama-like decoder."""
+    """The shape of a Llama-like decoder.
+
+    Attributes:
+        head_norms: Each query and key is normed by itself before rope turns it.
+        windows: Of each layer, how many tokens at most a token attends to, itself included; None:
+            all before it.
+    """
 
     architecture: str
     vocab_size: int
@@ -52,9 +58,11 @@ class ModelConfig:
     rope: RopeConfig
     max_model_len: int
     tied_embeddings: bool
+    windows: tuple[int | None, ...]
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
+    head_norms: bool = False
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -63,6 +71,25 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise UnsupportedModel(f"head_dim {self.head_dim} is odd: rope turns pairs")
+        if len(self.windows) != self.num_layers:
+            raise UnsupportedModel(f"{len(self.windows)} windows for {self.num_layers} layers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Family:
+    """What an architecture is beside what its configuration says."""
+
+    qkv_bias: bool = False
+    head_norms: bool = False
+    has_windows: bool = False
+    windows_are_optional: bool = False  # `use_sliding_window` turns them on
+
+
+_FAMILIES = {
+    "MistralForCausalLM": _Family(has_windows=True),
+    "Qwen2ForCausalLM": _Family(qkv_bias=True, has_windows=True, windows_are_optional=True),
+    "Qwen3ForCausalLM": _Family(head_norms=True, has_windows=True, windows_are_optional=True),
+}
 
 
 def config_from_huggingface(raw: Mapping[str, Any], where: str) -> ModelConfig:
@@ -80,19 +107,21 @@ def config_from_huggingface(raw: Mapping[str, Any], where: str) -> ModelConfig:
     if len(architectures) != 1:
         raise UnsupportedModel(f"{where}: architectures is {architectures!r}, not a list of one")
     reader.require("hidden_act", ("silu", "swish"), default="silu")
-    reader.require("sliding_window", (None,), default=None)
     reader.require("quantization_config", (None,), default=None)
     reader.require("pretraining_tp", (1, None), default=1)
     heads = reader.integer("num_attention_heads")
     hidden = reader.integer("hidden_size")
     head_dim = reader.integer("head_dim", default=hidden // heads)
+    architecture = str(architectures[0])
+    family = _FAMILIES.get(architecture, _Family())
     bias = bool(raw.get("attention_bias", False))
+    layers = reader.integer("num_hidden_layers")
     return ModelConfig(
-        architecture=str(architectures[0]),
+        architecture=architecture,
         vocab_size=reader.integer("vocab_size"),
         hidden_size=hidden,
         intermediate_size=reader.integer("intermediate_size"),
-        num_layers=reader.integer("num_hidden_layers"),
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=reader.integer("num_key_value_heads", default=heads),
         head_dim=head_dim,
@@ -100,10 +129,32 @@ def config_from_huggingface(raw: Mapping[str, Any], where: str) -> ModelConfig:
         rope=_rope_from_huggingface(reader),
         max_model_len=reader.integer("max_position_embeddings"),
         tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        qkv_bias=bias,
+        qkv_bias=bias or family.qkv_bias,
         output_bias=bias,
         mlp_bias=bool(raw.get("mlp_bias", False)),
+        head_norms=family.head_norms,
+        windows=_windows_from_huggingface(reader, family, layers),
     )
+
+
+def _windows_from_huggingface(
+    reader: "_Reader", family: "_Family", layers: int
+) -> tuple[int | None, ...]:
+    raw = reader.raw
+    window = raw.get("sliding_window")
+    if window is None or not raw.get("use_sliding_window", not family.windows_are_optional):
+        return (None,) * layers
+    if not family.has_windows:
+        raise UnsupportedModel(f"{reader.where}: sliding_window {window!r} is not supported")
+    width = reader.integer("sliding_window")
+    kinds = raw.get("layer_types")
+    if kinds is None:  # as before transformers 4.53
+        full = raw.get("max_window_layers", 0) if family.windows_are_optional else 0
+        return (None,) * min(full, layers) + (width,) * max(layers - full, 0)
+    known = {"full_attention": None, "sliding_attention": width}
+    if len(kinds) != layers or not known.keys() >= set(kinds):
+        raise UnsupportedModel(f"{reader.where}: layer_types {kinds!r} are not supported")
+    return tuple(known[kind] for kind in kinds)
 
 
 def _rope_from_huggingface(reader: "_Reader") -> RopeConfig:
@@ -134,7 +185,11 @@ def _rope_from_huggingface(reader: "_Reader") -> RopeConfig:
 
 
 # GGUF's general.architecture to the name that transformers gives the same network.
-_GGUF_ARCHITECTURES = {"llama": "LlamaForCausalLM"}
+_GGUF_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 
 
 def config_from_gguf(
@@ -163,8 +218,9 @@ def config_from_gguf(
     if kind not in _GGUF_ARCHITECTURES:
         raise UnsupportedModel(
             f"{where}: general.architecture {kind!r} is not supported "
-            f"({', '.join(_GGUF_ARCHITECTURES)} is)"
+            f"({', '.join(_GGUF_ARCHITECTURES)} are)"
         )
+    architecture = _GGUF_ARCHITECTURES[kind]
     prefix = f"{kind}."
     keys = {key[len(prefix) :]: value for key, value in metadata.items() if key.startswith(prefix)}
     reader = _Reader(keys, f"{where}: {kind}")
@@ -172,15 +228,16 @@ def config_from_gguf(
     reader.require("attention.sliding_window", (0,), default=0)
     reader.require("expert_count", (0,), default=0)
     heads, hidden = reader.integer("attention.head_count"), reader.integer("embedding_length")
+    layers = reader.integer("block_count")
     head_dim = reader.integer("attention.key_length", default=hidden // heads)
     reader.require("attention.value_length", (head_dim,), default=head_dim)
     reader.require("rope.dimension_count", (head_dim,), default=head_dim)
     return ModelConfig(
-        architecture=_GGUF_ARCHITECTURES[kind],
+        architecture=architecture,
         vocab_size=vocab_size,
         hidden_size=hidden,
         intermediate_size=reader.integer("feed_forward_length"),
-        num_layers=reader.integer("block_count"),
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=reader.integer("attention.head_count_kv", default=heads),
         head_dim=head_dim,
@@ -193,6 +250,8 @@ def config_from_gguf(
         qkv_bias="qkv" in biases,
         output_bias="output" in biases,
         mlp_bias="mlp" in biases,
+        head_norms=_FAMILIES.get(architecture, _Family()).head_norms,
+        windows=(None,) * layers,
     )
 
 

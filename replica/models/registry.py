@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from kernels.operations import Operations
-from replica.models import llama
+from replica.models import decoder
 from replica.models.config import ModelConfig
 from replica.models.errors import UnsupportedModel
 
@@ -17,7 +17,7 @@ class Model(Protocol):
 
     config: ModelConfig
 
-    def forward(self, step: llama.StepTensors, kv_caches: list[torch.Tensor]) -> torch.Tensor: ...
+    def forward(self, step: decoder.StepTensors, kv_caches: list[torch.Tensor]) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +25,15 @@ class Architecture:
     """How to build one: the tensors it needs, and the constructor that reads them."""
 
     tensor_shapes: Callable[[ModelConfig], Mapping[str, tuple[int, ...]]]
-    build: Callable[[ModelConfig, llama.TensorReader, torch.device, Operations], Model]
+    build: Callable[[ModelConfig, decoder.TensorReader, torch.device, Operations], Model]
 
 
+_DENSE = Architecture(tensor_shapes=decoder.tensor_shapes, build=decoder.Decoder)
 _ARCHITECTURES = {
-    "LlamaForCausalLM": Architecture(tensor_shapes=llama.tensor_shapes, build=llama.Llama),
+    "LlamaForCausalLM": _DENSE,
+    "MistralForCausalLM": _DENSE,
+    "Qwen2ForCausalLM": _DENSE,
+    "Qwen3ForCausalLM": _DENSE,
 }
 
 

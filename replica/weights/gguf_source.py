@@ -14,6 +14,8 @@ _LAYER_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_output": "self_attn.o_proj",
     "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
@@ -25,6 +27,8 @@ _OTHER_NAMES = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+# Only this architecture's queries and keys are written in another order.
+_INTERLEAVED = "llama"
 _ROPE_DIVISORS = "rope_freqs.weight"
 _BIASES = {
     "qkv": "blk.0.attn_q.bias",
@@ -70,6 +74,8 @@ class GgufSource:
     def read(self, name: str) -> torch.Tensor:
         """The tensor in fp32."""
         tensor = torch.from_numpy(self._file.read(self._names[name]))
+        if self._file.metadata.get("general.architecture") != _INTERLEAVED:
+            return tensor
         if ".q_proj." in name:
             return _undo_interleaving(tensor, self.config.num_heads)
         if ".k_proj." in name:

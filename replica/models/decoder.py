@@ -1,9 +1,13 @@
-"""The Llama decoder for inference: weights in, hidden states of a flat batch of tokens out.
+"""The decoder of Llama and its kin, for inference: a flat batch of tokens in, logits out.
 
     x ─┬─ norm ─ qkv ─ rope, cache ─ attention ─ o ─(+)─┬─ norm ─ gate·up ─ silu ─ down ─(+)─
        └──────────────────────────────────────────────┘ └─────────────────────────────────┘
 
-Source: Touvron et al. 2023, arXiv:2302.13971; tensor names: transformers `modeling_llama.py`.
+Mistral adds a window to attention, Qwen 2 biases to qkv, Qwen 3 a norm to each query and key.
+
+Sources: Touvron et al. 2023, arXiv:2302.13971; Jiang et al. 2023, arXiv:2310.06825 (windows); Yang
+et al. 2025, arXiv:2505.09388 (norms); tensor names: transformers `modeling_llama.py`,
+`modeling_qwen3.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -53,13 +57,15 @@ class StepTensors:
 class _Layer:
     attention_norm: torch.Tensor
     qkv: Linear
+    query_norm: torch.Tensor | None
+    key_norm: torch.Tensor | None
     output: Linear
     mlp_norm: torch.Tensor
     gate_up: Linear
     down: Linear
 
 
-class Llama:
+class Decoder:
     """Weights and forward pass. The KV cache belongs to the caller."""
 
     def __init__(
@@ -94,16 +100,29 @@ class Llama:
             if index:
                 x, residual = ops.add_rms_norm(x, residual, layer.attention_norm, config.norm_eps)
             qkv = layer.qkv(x).view(len(x), -1, config.head_dim)
+            if layer.query_norm is not None and layer.key_norm is not None:
+                self._norm_heads(qkv, 0, config.num_heads, layer.query_norm)
+                self._norm_heads(qkv, config.num_heads, config.num_kv_heads, layer.key_norm)
             query = ops.rope_and_cache_write(qkv, cosine, sine, kv_cache, step.slots)
-            attended = self._attend(query, kv_cache, step)
+            attended = self._attend(query, kv_cache, step, config.windows[index])
             x = layer.output(attended.view(len(x), -1))
             x, residual = ops.add_rms_norm(x, residual, layer.mlp_norm, config.norm_eps)
             x = layer.down(ops.silu_mul(layer.gate_up(x)))
         wanted = residual[step.logit_rows].add_(x[step.logit_rows])
         return self._head(ops.rms_norm(wanted, self._norm, config.norm_eps))
 
+    def _norm_heads(self, qkv: torch.Tensor, first: int, count: int, weight: torch.Tensor) -> None:
+        """Each of these heads by itself, in place."""
+        heads = qkv[:, first : first + count]
+        rows = heads.reshape(-1, self.config.head_dim)
+        heads.copy_(self._ops.rms_norm(rows, weight, self.config.norm_eps).view(heads.shape))
+
     def _attend(
-        self, query: torch.Tensor, kv_cache: torch.Tensor, step: StepTensors
+        self,
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        step: StepTensors,
+        window: int | None,
     ) -> torch.Tensor:
         parts = []
         if step.decode_tables is not None:
@@ -115,6 +134,7 @@ class Llama:
                     step.decode_tables,
                     step.decode_lengths,
                     self._scale,
+                    window=window,
                 )
             )
         if step.prefill_tables is not None:
@@ -128,6 +148,7 @@ class Llama:
                     step.prefill_offsets,
                     step.prefill_lengths,
                     self._scale,
+                    window=window,
                 )
             )
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -141,10 +162,15 @@ def _read_layer(config: ModelConfig, read: TensorReader, index: int) -> _Layer:
         biases = [read(f"{prefix}{name}.bias") for name in names] if with_bias else None
         return Linear(torch.cat(weights), torch.cat(biases) if biases else None)
 
+    def head_norm(name: str) -> torch.Tensor | None:
+        return read(f"{prefix}self_attn.{name}.weight") if config.head_norms else None
+
     qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     return _Layer(
         attention_norm=read(f"{prefix}input_layernorm.weight"),
         qkv=linear(qkv, config.qkv_bias),
+        query_norm=head_norm("q_norm"),
+        key_norm=head_norm("k_norm"),
         output=linear(("self_attn.o_proj",), config.output_bias),
         mlp_norm=read(f"{prefix}post_attention_layernorm.weight"),
         gate_up=linear(("mlp.gate_proj", "mlp.up_proj"), config.mlp_bias),
@@ -174,6 +200,9 @@ def _tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]
         prefix = f"model.layers.{index}."
         yield f"{prefix}input_layernorm.weight", (hidden,)
         yield f"{prefix}post_attention_layernorm.weight", (hidden,)
+        if config.head_norms:
+            yield f"{prefix}self_attn.q_norm.weight", (config.head_dim,)
+            yield f"{prefix}self_attn.k_norm.weight", (config.head_dim,)
         for name, (rows, columns, has_bias) in linears.items():
             yield f"{prefix}{name}.weight", (rows, columns)
             if has_bias:
