@@ -5,6 +5,8 @@ The query heads that share a KV head are rows of one small matrix (decode) or re
 through a stride of zero (prefill), so keys and values are never repeated.
 """
 
+from functools import partial
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -22,6 +24,9 @@ def paged_attention_decode(
     block_tables: torch.Tensor,
     context_lengths: torch.Tensor,
     scale: float,
+    *,
+    window: int | None = None,
+    soft_cap: float | None = None,
 ) -> torch.Tensor:
     """softmax(q · Kᵀ · scale) · V for the last token of each sequence.
 
@@ -31,33 +36,36 @@ def paged_attention_decode(
         block_tables: [sequences, max_blocks] int32.
         context_lengths: [sequences] int32, at least 1: tokens in the cache, the last included.
         scale: Usually 1 / sqrt(head_dim).
+        window: Only so many last tokens are seen, the token itself included; None: all.
+        soft_cap: Scores s, scaled, become soft_cap · tanh(s / soft_cap); None: they stay.
 
     Returns:
         [sequences, heads, head_dim] in query's dtype.
 
-    Source: Kwon et al. 2023, arXiv:2309.06180 (paged attention).
+    Sources: Kwon et al. 2023, arXiv:2309.06180 (paged attention); Gemma Team 2024,
+    arXiv:2408.00118 §2 (sliding window, soft cap).
     """
     sequences, heads, head_dim = query.shape
     kv_heads = kv_cache.shape[3]
     assert block_tables.shape[0] == sequences == context_lengths.shape[0]
     assert heads % kv_heads == 0
+    assert window is None or window > 0
+    attend = partial(_attend_group, scale=scale, window=window, soft_cap=soft_cap)
     grouped = query.reshape(sequences, kv_heads, heads // kv_heads, head_dim)
     lengths: list[int] = context_lengths.tolist()
     groups = _groups(lengths)
     if len(groups) == 1:
-        out = _attend_group(grouped, kv_cache, block_tables, lengths, scale)
+        out = attend(grouped, kv_cache, block_tables, lengths)
         return out.reshape(sequences, heads, head_dim)
     out = torch.empty_like(grouped)
     for members in groups:
         if len(members) == 1:  # views instead of copies
             one = slice(members[0], members[0] + 1)
-            out[one] = _attend_group(grouped[one], kv_cache, block_tables[one], lengths[one], scale)
+            out[one] = attend(grouped[one], kv_cache, block_tables[one], lengths[one])
             continue
         rows = torch.tensor(members, device=query.device)
         member_lengths = [lengths[member] for member in members]
-        out[rows] = _attend_group(
-            grouped[rows], kv_cache, block_tables[rows], member_lengths, scale
-        )
+        out[rows] = attend(grouped[rows], kv_cache, block_tables[rows], member_lengths)
     return out.view(sequences, heads, head_dim)
 
 
@@ -82,18 +90,40 @@ def _attend_group(
     block_tables: torch.Tensor,
     lengths: list[int],
     scale: float,
+    window: int | None,
+    soft_cap: float | None,
 ) -> torch.Tensor:
     """One padded attention: query [n, kv_heads, heads / kv_heads, head_dim] -> the same shape."""
     longest = max(lengths)
-    if min(lengths) == longest:
+    if min(lengths) == longest and (window is None or window >= longest):
         keys, values = _gather_blocks(kv_cache, block_tables, longest)
-        return scaled_dot_product_attention(query, keys, values, scale=scale)
+        return _attend(query, keys, values, None, scale, soft_cap)
     limits = torch.tensor(lengths, device=query.device).unsqueeze(1)
     positions = torch.arange(longest, device=query.device).unsqueeze(0)
     # Padding repeats a sequence's last token: what lies past it may be NaN, and 0 · NaN is NaN.
     keys, values = _gather_tokens(kv_cache, block_tables, torch.minimum(positions, limits - 1))
-    mask = (positions < limits)[:, None, None, :]
-    return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
+    seen = positions < limits
+    if window is not None:
+        seen &= positions >= limits - window
+    return _attend(query, keys, values, seen[:, None, None, :], scale, soft_cap)
+
+
+def _attend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    seen: torch.Tensor | None,
+    scale: float,
+    soft_cap: float | None,
+) -> torch.Tensor:
+    """[..., rows, head_dim] to [..., length, head_dim] where `seen`; torch's own has no cap."""
+    if soft_cap is None:
+        return scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=scale)
+    scores = query.float() @ keys.float().transpose(-1, -2) * scale
+    scores = soft_cap * torch.tanh(scores / soft_cap)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
+    return (scores.softmax(-1) @ values.float()).to(query.dtype)
 
 
 def _gather_blocks(
@@ -134,6 +164,9 @@ def paged_attention_prefill(
     query_offsets: torch.Tensor,
     context_lengths: torch.Tensor,
     scale: float,
+    *,
+    window: int | None = None,
+    soft_cap: float | None = None,
 ) -> torch.Tensor:
     """Causal attention of runs of new tokens to everything before them and to themselves.
 
@@ -145,6 +178,8 @@ def paged_attention_prefill(
             [query_offsets[i], query_offsets[i + 1]), at least one, the last of its context.
         context_lengths: [sequences] int32: tokens in the cache, the new ones included.
         scale: Usually 1 / sqrt(head_dim).
+        window: A token sees only so many last tokens, itself included; None: all.
+        soft_cap: Scores s, scaled, become soft_cap · tanh(s / soft_cap); None: they stay.
 
     Returns:
         [tokens, heads, head_dim] in query's dtype.
@@ -157,6 +192,7 @@ def paged_attention_prefill(
     assert offsets[0] == 0
     assert offsets[-1] == tokens
     assert len(offsets) == len(lengths) + 1
+    assert window is None or window > 0
     per_kv_head = heads // kv_heads
     out = torch.empty_like(query)
     for row, length in enumerate(lengths):
@@ -167,17 +203,15 @@ def paged_attention_prefill(
         # [kv_heads, heads / kv_heads, tokens, head_dim]: the heads of one KV head share its keys.
         rows = query[start:end].view(new, kv_heads, per_kv_head, head_dim).permute(1, 2, 0, 3)
         shape = (kv_heads, per_kv_head, length, head_dim)
-        mask = None
-        if new < length:
-            last_visible = torch.arange(length - new, length, device=query.device)
-            mask = torch.arange(length, device=query.device) <= last_visible.unsqueeze(1)
-        attended = scaled_dot_product_attention(
-            rows,
-            keys[0].unsqueeze(1).expand(shape),
-            values[0].unsqueeze(1).expand(shape),
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scale,
-        )
+        keys, values = (each[0].unsqueeze(1).expand(shape) for each in (keys, values))
+        if new == length and soft_cap is None and (window is None or window >= length):
+            attended = scaled_dot_product_attention(rows, keys, values, is_causal=True, scale=scale)
+        else:
+            last_seen = torch.arange(length - new, length, device=query.device).unsqueeze(1)
+            positions = torch.arange(length, device=query.device)
+            seen = positions <= last_seen
+            if window is not None:
+                seen &= positions > last_seen - window
+            attended = _attend(rows, keys, values, seen, scale, soft_cap)
         out[start:end] = attended.permute(2, 0, 1, 3).reshape(new, heads, head_dim)
     return out

@@ -12,6 +12,10 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 # (heads, kv_heads, head_dim)
 HEADS = pytest.mark.parametrize("heads", [(4, 4, 8), (9, 3, 64), (8, 1, 16)], ids=str)
+# (window, soft_cap)
+LIMITS = pytest.mark.parametrize(
+    "limits", [(None, None), (1, None), (20, None), (None, 2.0), (50, 0.5)], ids=str
+)
 BLOCK_SIZE = 16
 LENGTHS = [1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 100, 333]
 
@@ -54,48 +58,79 @@ class PagedSequences:
                 self.cache[:, block, slot] = keys_values[:, position]
             self.keys_values.append(keys_values.double())
 
-    def attend(self, row: int, query: torch.Tensor, visible: int, scale: float) -> torch.Tensor:
+    def attend(
+        self,
+        row: int,
+        query: torch.Tensor,
+        visible: int,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+    ) -> torch.Tensor:
         """One query [heads, head_dim] to the first `visible` tokens of a sequence, in float64."""
-        keys, values = self.keys_values[row][:, :visible]
+        first = 0 if window is None else max(0, visible - window)
+        keys, values = self.keys_values[row][:, first:visible]
         per_kv_head = query.shape[0] // keys.shape[1]
         heads = []
         for head, vector in enumerate(query.double()):
             scores = keys[:, head // per_kv_head] @ vector * scale
+            if soft_cap is not None:
+                scores = soft_cap * (scores / soft_cap).tanh()
             heads.append(scores.softmax(0) @ values[:, head // per_kv_head])
         return torch.stack(heads)
 
 
 @DTYPES
 @HEADS
+@LIMITS
 @pytest.mark.parametrize(
     "lengths",
     [[1], [333], [40, 40, 40], LENGTHS, [300, 2, 1, 299, 17, 1100, 16, 1101]],
     ids=["one token", "one sequence", "equal", "odd", "many groups"],
 )
 def test_decode_attention_equals_the_loop(
-    dtype: torch.dtype, heads: tuple[int, int, int], lengths: list[int]
+    dtype: torch.dtype,
+    heads: tuple[int, int, int],
+    limits: tuple[int | None, float | None],
+    lengths: list[int],
 ) -> None:
+    window, soft_cap = limits
     query_heads, kv_heads, head_dim = heads
     paged = PagedSequences(lengths, kv_heads, head_dim, dtype)
     query = torch.randn(len(lengths), query_heads, head_dim).to(dtype)
     scale = head_dim**-0.5
+    context_lengths = torch.tensor(lengths, dtype=torch.int32)
     actual = ops.paged_attention_decode(
-        query, paged.cache, paged.tables, torch.tensor(lengths, dtype=torch.int32), scale
+        query,
+        paged.cache,
+        paged.tables,
+        context_lengths,
+        scale,
+        window=window,
+        soft_cap=soft_cap,
     )
-    rows = [paged.attend(row, query[row], length, scale) for row, length in enumerate(lengths)]
+    rows = [
+        paged.attend(row, query[row], length, scale, window, soft_cap)
+        for row, length in enumerate(lengths)
+    ]
     close(actual, torch.stack(rows))
 
 
 @DTYPES
 @HEADS
+@LIMITS
 @pytest.mark.parametrize(
     "runs",
     [[(1, 1)], [(17, 17)], [(2, 33)], [(5, 5), (16, 48), (31, 100), (1, 64), (100, 333)]],
     ids=["one token", "no prefix", "after a prefix", "ragged"],
 )
 def test_prefill_attention_equals_the_loop(
-    dtype: torch.dtype, heads: tuple[int, int, int], runs: list[tuple[int, int]]
+    dtype: torch.dtype,
+    heads: tuple[int, int, int],
+    limits: tuple[int | None, float | None],
+    runs: list[tuple[int, int]],
 ) -> None:
+    window, soft_cap = limits
     query_heads, kv_heads, head_dim = heads
     lengths = [length for _, length in runs]
     paged = PagedSequences(lengths, kv_heads, head_dim, dtype)
@@ -104,10 +139,24 @@ def test_prefill_attention_equals_the_loop(
     offsets = torch.tensor([0, *torch.tensor(news).cumsum(0)], dtype=torch.int32)
     scale = head_dim**-0.5
     actual = ops.paged_attention_prefill(
-        query, paged.cache, paged.tables, offsets, torch.tensor(lengths, dtype=torch.int32), scale
+        query,
+        paged.cache,
+        paged.tables,
+        offsets,
+        torch.tensor(lengths, dtype=torch.int32),
+        scale,
+        window=window,
+        soft_cap=soft_cap,
     )
     expected = [
-        paged.attend(row, query[int(offsets[row]) + index], length - new + index + 1, scale)
+        paged.attend(
+            row,
+            query[int(offsets[row]) + index],
+            length - new + index + 1,
+            scale,
+            window,
+            soft_cap,
+        )
         for row, (new, length) in enumerate(runs)
         for index in range(new)
     ]
