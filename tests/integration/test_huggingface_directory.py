@@ -6,14 +6,14 @@ import pytest
 import yaml
 
 from tests.support.stack import Stack
-from tests.support.tiny_models import save_tiny_llama
+from tests.support.tiny_models import save_tiny_model
 
 pytestmark = pytest.mark.processes
 
 
 def test_a_tiny_model_from_a_directory_is_served_and_its_cache_predicted(tmp_path: Path) -> None:
     directory = tmp_path / "model"
-    save_tiny_llama(directory)
+    save_tiny_model(directory)
     save_tokenizer(directory)
     stack = Stack(tmp_path, ["r0"])
     stack.config["router"]["models"][0]["tokenizer"] = str(directory)

@@ -13,7 +13,7 @@ from tests.support.tiny_models import (
     Driver,
     embedded_model_path,
     reference_tokens,
-    save_tiny_llama,
+    save_tiny_model,
     transformers_model_from_gguf,
 )
 
@@ -35,7 +35,7 @@ def tiny(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, LlamaForCausalLM]:
     directory = tmp_path_factory.mktemp("tiny")
-    return directory, save_tiny_llama(directory, **TINY_MODELS[request.param])
+    return directory, save_tiny_model(directory, **TINY_MODELS[request.param])
 
 
 @pytest.fixture

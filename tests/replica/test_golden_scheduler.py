@@ -18,7 +18,7 @@ from tests.support.tiny_models import (
     TINY_MODELS,
     embedded_model_path,
     reference_tokens,
-    save_tiny_llama,
+    save_tiny_model,
 )
 
 BLOCK_SIZE = 8
@@ -116,7 +116,7 @@ def tiny(
     """A model's directory, and what transformers says after each of PROMPTS."""
     torch.set_num_threads(1)
     directory = tmp_path_factory.mktemp("tiny")
-    model = save_tiny_llama(directory, **TINY_MODELS[request.param])
+    model = save_tiny_model(directory, **TINY_MODELS[request.param])
     return directory, [reference_tokens(model, prompt, COUNT) for prompt in PROMPTS]
 
 

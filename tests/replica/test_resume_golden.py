@@ -11,7 +11,7 @@ import torch
 from replica.runner import ModelRunner
 from tests.support.byte_model import VOCABULARY
 from tests.support.fake_engine import ApiHarness, make_config, running_api
-from tests.support.tiny_models import TINY_MODELS, save_tiny_llama
+from tests.support.tiny_models import TINY_MODELS, save_tiny_model
 from tests.support.told_events import resumed, told_stream
 
 MESSAGES = [{"role": "user", "content": "Grüße"}]
@@ -26,7 +26,7 @@ SAMPLED = {"temperature": 1.2, "top_p": 0.95, "seed": 11}
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tiny")
     shape = TINY_MODELS["grouped-query, untied"]
-    save_tiny_llama(directory, vocabulary=VOCABULARY, **shape)
+    save_tiny_model(directory, vocabulary=VOCABULARY, **shape)
     return directory
 
 

@@ -7,14 +7,14 @@ import torch
 
 from replica.core.plan import SamplingParams, StepPlan
 from replica.runner import ModelRunner, blocks_for_bytes
-from tests.support.tiny_models import TINY_MODELS, Driver, save_tiny_llama
+from tests.support.tiny_models import TINY_MODELS, Driver, save_tiny_model
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     directory = tmp_path_factory.mktemp("tiny")
-    save_tiny_llama(directory, **TINY_MODELS["grouped-query, untied"])
+    save_tiny_model(directory, **TINY_MODELS["grouped-query, untied"])
     return directory
 
 

