@@ -27,6 +27,18 @@ class Operations(Protocol):
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor: ...
 
+    def moe(
+        self,
+        x: torch.Tensor,
+        router_logits: torch.Tensor,
+        gate_up: torch.Tensor,
+        down: torch.Tensor,
+        top_k: int,
+        *,
+        renormalise: bool,
+        first_expert: int = 0,
+    ) -> torch.Tensor: ...
+
     def rope_and_cache_write(
         self,
         qkv: torch.Tensor,

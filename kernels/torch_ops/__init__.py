@@ -9,12 +9,14 @@ Shapes they share:
 
 from kernels.torch_ops.activation import silu_mul
 from kernels.torch_ops.attention import paged_attention_decode, paged_attention_prefill
+from kernels.torch_ops.moe import moe
 from kernels.torch_ops.norm import add_rms_norm, rms_norm
 from kernels.torch_ops.rope import rope_and_cache_write
 from kernels.torch_ops.sampling import sample
 
 __all__ = [
     "add_rms_norm",
+    "moe",
     "paged_attention_decode",
     "paged_attention_prefill",
     "rms_norm",

@@ -37,6 +37,39 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertNames:
+    """How an architecture calls the tensors of a layer's experts; `experts` has one of each."""
+
+    router: str
+    experts: str
+    gate: str
+    up: str
+    down: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsConfig:
+    """A mixture of experts.
+
+    Attributes:
+        per_token: Of `count`, how many each token takes.
+        renormalise: Whether the probabilities of those are made to add up to 1.
+        layers: Of each layer, whether it has experts; else it has one MLP.
+    """
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    renormalise: bool
+    layers: tuple[bool, ...]
+    names: ExpertNames
+
+    def __post_init__(self) -> None:
+        if self.per_token > self.count:
+            raise UnsupportedModel(f"{self.per_token} experts a token, but only {self.count}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """The shape of a Llama-like decoder.
 
@@ -63,6 +96,7 @@ class ModelConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     head_norms: bool = False
+    experts: ExpertsConfig | None = None
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -83,12 +117,35 @@ class _Family:
     head_norms: bool = False
     has_windows: bool = False
     windows_are_optional: bool = False  # `use_sliding_window` turns them on
+    experts: ExpertNames | None = None
 
 
 _FAMILIES = {
     "MistralForCausalLM": _Family(has_windows=True),
     "Qwen2ForCausalLM": _Family(qkv_bias=True, has_windows=True, windows_are_optional=True),
     "Qwen3ForCausalLM": _Family(head_norms=True, has_windows=True, windows_are_optional=True),
+    "MixtralForCausalLM": _Family(
+        has_windows=True,
+        experts=ExpertNames(
+            router="block_sparse_moe.gate",
+            experts="block_sparse_moe.experts",
+            gate="w1",
+            up="w3",
+            down="w2",
+        ),
+    ),
+    "Qwen3MoeForCausalLM": _Family(
+        head_norms=True,
+        has_windows=True,
+        windows_are_optional=True,
+        experts=ExpertNames(
+            router="mlp.gate",
+            experts="mlp.experts",
+            gate="gate_proj",
+            up="up_proj",
+            down="down_proj",
+        ),
+    ),
 }
 
 
@@ -134,6 +191,27 @@ def config_from_huggingface(raw: Mapping[str, Any], where: str) -> ModelConfig:
         mlp_bias=bool(raw.get("mlp_bias", False)),
         head_norms=family.head_norms,
         windows=_windows_from_huggingface(reader, family, layers),
+        experts=_experts_from_huggingface(reader, family, layers),
+    )
+
+
+def _experts_from_huggingface(
+    reader: "_Reader", family: "_Family", layers: int
+) -> ExpertsConfig | None:
+    raw = reader.raw
+    if family.experts is None:
+        return None
+    only_one, step = raw.get("mlp_only_layers") or (), reader.integer("decoder_sparse_step", 1)
+    dense = reader.integer("intermediate_size")
+    return ExpertsConfig(
+        # transformers 5 calls it as Mixtral always did.
+        count=reader.integer("num_experts" if "num_experts" in raw else "num_local_experts"),
+        per_token=reader.integer("num_experts_per_tok"),
+        intermediate_size=reader.integer("moe_intermediate_size", default=dense),
+        # Mixtral has no word for it: it always does.
+        renormalise=bool(raw.get("norm_topk_prob", raw.get("model_type") == "mixtral")),
+        layers=tuple(index not in only_one and (index + 1) % step == 0 for index in range(layers)),
+        names=family.experts,
     )
 
 

@@ -3,14 +3,15 @@
     x ─┬─ norm ─ qkv ─ rope, cache ─ attention ─ o ─(+)─┬─ norm ─ gate·up ─ silu ─ down ─(+)─
        └──────────────────────────────────────────────┘ └─────────────────────────────────┘
 
-Mistral adds a window to attention, Qwen 2 biases to qkv, Qwen 3 a norm to each query and key.
+Mistral adds a window to attention, Qwen 2 biases to qkv, Qwen 3 a norm to each query and key;
+Mixtral and Qwen 3 MoE have experts in place of the last line (`mlp`).
 
 Sources: Touvron et al. 2023, arXiv:2302.13971; Jiang et al. 2023, arXiv:2310.06825 (windows); Yang
 et al. 2025, arXiv:2505.09388 (norms); tensor names: transformers `modeling_llama.py`,
 `modeling_qwen3.py`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +20,8 @@ from torch.nn import functional
 from kernels.operations import Operations
 from replica.models.config import ModelConfig
 from replica.models.linear import Linear
+from replica.models.mlp import Mlp, TensorReader, mlp_shapes, read_mlp
 from replica.models.rope import rope_table
-
-TensorReader = Callable[[str], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +61,7 @@ class _Layer:
     key_norm: torch.Tensor | None
     output: Linear
     mlp_norm: torch.Tensor
-    gate_up: Linear
-    down: Linear
+    mlp: Mlp
 
 
 class Decoder:
@@ -107,7 +106,7 @@ class Decoder:
             attended = self._attend(query, kv_cache, step, config.windows[index])
             x = layer.output(attended.view(len(x), -1))
             x, residual = ops.add_rms_norm(x, residual, layer.mlp_norm, config.norm_eps)
-            x = layer.down(ops.silu_mul(layer.gate_up(x)))
+            x = layer.mlp(x, ops)
         wanted = residual[step.logit_rows].add_(x[step.logit_rows])
         return self._head(ops.rms_norm(wanted, self._norm, config.norm_eps))
 
@@ -173,8 +172,7 @@ def _read_layer(config: ModelConfig, read: TensorReader, index: int) -> _Layer:
         key_norm=head_norm("k_norm"),
         output=linear(("self_attn.o_proj",), config.output_bias),
         mlp_norm=read(f"{prefix}post_attention_layernorm.weight"),
-        gate_up=linear(("mlp.gate_proj", "mlp.up_proj"), config.mlp_bias),
-        down=linear(("mlp.down_proj",), config.mlp_bias),
+        mlp=read_mlp(config, read, index),
     )
 
 
@@ -184,16 +182,13 @@ def tensor_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
 
 
 def _tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, intermediate = config.hidden_size, config.intermediate_size
+    hidden = config.hidden_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     linears = {
         "self_attn.q_proj": (queries, hidden, config.qkv_bias),
         "self_attn.k_proj": (keys, hidden, config.qkv_bias),
         "self_attn.v_proj": (keys, hidden, config.qkv_bias),
         "self_attn.o_proj": (hidden, queries, config.output_bias),
-        "mlp.gate_proj": (intermediate, hidden, config.mlp_bias),
-        "mlp.up_proj": (intermediate, hidden, config.mlp_bias),
-        "mlp.down_proj": (hidden, intermediate, config.mlp_bias),
     }
     yield "model.embed_tokens.weight", (config.vocab_size, hidden)
     for index in range(config.num_layers):
@@ -207,6 +202,8 @@ def _tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]
             yield f"{prefix}{name}.weight", (rows, columns)
             if has_bias:
                 yield f"{prefix}{name}.bias", (rows,)
+        for name, shape in mlp_shapes(config, index):
+            yield f"{prefix}{name}", shape
     yield "model.norm.weight", (hidden,)
     if not config.tied_embeddings:
         yield "lm_head.weight", (config.vocab_size, hidden)

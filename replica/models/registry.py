@@ -10,6 +10,7 @@ from kernels.operations import Operations
 from replica.models import decoder
 from replica.models.config import ModelConfig
 from replica.models.errors import UnsupportedModel
+from replica.models.mlp import TensorReader
 
 
 class Model(Protocol):
@@ -25,15 +26,17 @@ class Architecture:
     """How to build one: the tensors it needs, and the constructor that reads them."""
 
     tensor_shapes: Callable[[ModelConfig], Mapping[str, tuple[int, ...]]]
-    build: Callable[[ModelConfig, decoder.TensorReader, torch.device, Operations], Model]
+    build: Callable[[ModelConfig, TensorReader, torch.device, Operations], Model]
 
 
-_DENSE = Architecture(tensor_shapes=decoder.tensor_shapes, build=decoder.Decoder)
+_DECODER = Architecture(tensor_shapes=decoder.tensor_shapes, build=decoder.Decoder)
 _ARCHITECTURES = {
-    "LlamaForCausalLM": _DENSE,
-    "MistralForCausalLM": _DENSE,
-    "Qwen2ForCausalLM": _DENSE,
-    "Qwen3ForCausalLM": _DENSE,
+    "LlamaForCausalLM": _DECODER,
+    "MistralForCausalLM": _DECODER,
+    "MixtralForCausalLM": _DECODER,
+    "Qwen2ForCausalLM": _DECODER,
+    "Qwen3ForCausalLM": _DECODER,
+    "Qwen3MoeForCausalLM": _DECODER,
 }
 
 
