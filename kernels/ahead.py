@@ -1,7 +1,8 @@
 """Kernels compiled ahead of time, for GPUs that need not be there: what each takes of the hardware.
 
 A module of `kernels.triton_ops` lists its kernels at the shapes that matter, in `cases`. From each
-binary's own notes come registers, bytes spilled and shared memory.
+binary's own notes come registers, bytes spilled and shared memory. `python -m kernels.ahead FILE`
+writes the table of all.
 
     NVIDIA   cubin, read by cuobjdump, which lies beside Triton's compiler
     AMD      the assembly's metadata (AMDGPU code object notes)
@@ -10,10 +11,13 @@ Sources: CUDA binary utilities 13 §2.4 (--dump-resource-usage); LLVM AMDGPUUsag
 metadata"; CUDA C programming guide, table of compute capabilities; AMD CDNA 3 ISA §2.4 (LDS).
 """
 
+import importlib
+import pkgutil
 import re
 import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,12 @@ _AMD_FIELDS = {
     "spilled": re.compile(r"\.vgpr_spill_count:\s+(\d+)"),
 }
 _AMD_REGISTER_BYTES = 4
+_INTRODUCTION = """# What the kernels take
+
+Each Triton kernel at the dtypes and shapes that matter, compiled ahead of time for GPUs that need
+not be there. A cell is registers of a thread / bytes spilled of a thread / bytes of shared memory
+of a program. Kernels of every step may not spill. `make kernels-table` writes this file.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +126,44 @@ def _amd_usage(assembly: str) -> tuple[int, int]:
     assert registers is not None, "the metadata tells"
     assert spilled is not None, "the metadata tells"
     return int(registers[1]), int(spilled[1]) * _AMD_REGISTER_BYTES
+
+
+def all_cases() -> list[Case]:
+    """What every module of `kernels.triton_ops` that has `cases` lists, module by module."""
+    package = importlib.import_module("kernels.triton_ops")
+    modules = [
+        importlib.import_module(f"{package.__name__}.{found.name}")
+        for found in pkgutil.iter_modules(package.__path__)
+    ]
+    return [case for module in modules if hasattr(module, "cases") for case in module.cases()]
+
+
+def table(cases: Iterable[Case]) -> str:
+    """Compiles the cases for all their targets; what they take, as a Markdown document."""
+    lines = [
+        _INTRODUCTION,
+        f"Triton {triton.__version__}.\n",
+        "| " + " | ".join(["kernel", "warps", *TARGETS]) + " |",
+        "|---|---|" + "---|" * len(TARGETS),
+    ]
+    for case in cases:
+        cells = [f"`{case.name}`", str(case.num_warps)]
+        for name, target in TARGETS.items():
+            if name in case.targets:
+                usage = compile_case(case, target)
+                cells.append(f"{usage.registers} / {usage.spilled_bytes} / {usage.shared_bytes}")
+            else:
+                cells.append("")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Writes the table to the file that the command line names."""
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m kernels.ahead FILE")
+    Path(sys.argv[1]).write_text(table(all_cases()))
+
+
+if __name__ == "__main__":
+    main()
