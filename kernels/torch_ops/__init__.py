@@ -9,6 +9,7 @@ Shapes they share:
 
 from kernels.torch_ops.activation import silu_mul
 from kernels.torch_ops.attention import paged_attention_decode, paged_attention_prefill
+from kernels.torch_ops.masking import logits_mask
 from kernels.torch_ops.moe import moe
 from kernels.torch_ops.norm import add_rms_norm, rms_norm
 from kernels.torch_ops.rope import rope_and_cache_write
@@ -16,6 +17,7 @@ from kernels.torch_ops.sampling import sample
 
 __all__ = [
     "add_rms_norm",
+    "logits_mask",
     "moe",
     "paged_attention_decode",
     "paged_attention_prefill",

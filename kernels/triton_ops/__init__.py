@@ -1,8 +1,9 @@
 """The operations as Triton kernels, for GPUs: same names, arguments and results as `torch_ops`."""
 
 from kernels.triton_ops.activation import silu_mul
+from kernels.triton_ops.masking import logits_mask
 from kernels.triton_ops.moe import moe
 from kernels.triton_ops.norm import add_rms_norm, rms_norm
 from kernels.triton_ops.rope import rope_and_cache_write
 
-__all__ = ["add_rms_norm", "moe", "rms_norm", "rope_and_cache_write", "silu_mul"]
+__all__ = ["add_rms_norm", "logits_mask", "moe", "rms_norm", "rope_and_cache_write", "silu_mul"]
