@@ -12,12 +12,16 @@ from kernels.torch_ops.attention import paged_attention_decode, paged_attention_
 from kernels.torch_ops.masking import logits_mask
 from kernels.torch_ops.moe import moe
 from kernels.torch_ops.norm import add_rms_norm, rms_norm
+from kernels.torch_ops.quantised import matmul_fp8, matmul_int4, matmul_int8
 from kernels.torch_ops.rope import rope_and_cache_write
 from kernels.torch_ops.sampling import sample
 
 __all__ = [
     "add_rms_norm",
     "logits_mask",
+    "matmul_fp8",
+    "matmul_int4",
+    "matmul_int8",
     "moe",
     "paged_attention_decode",
     "paged_attention_prefill",

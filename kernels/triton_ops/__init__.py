@@ -4,6 +4,17 @@ from kernels.triton_ops.activation import silu_mul
 from kernels.triton_ops.masking import logits_mask
 from kernels.triton_ops.moe import moe
 from kernels.triton_ops.norm import add_rms_norm, rms_norm
+from kernels.triton_ops.quantised import matmul_fp8, matmul_int4, matmul_int8
 from kernels.triton_ops.rope import rope_and_cache_write
 
-__all__ = ["add_rms_norm", "logits_mask", "moe", "rms_norm", "rope_and_cache_write", "silu_mul"]
+__all__ = [
+    "add_rms_norm",
+    "logits_mask",
+    "matmul_fp8",
+    "matmul_int4",
+    "matmul_int8",
+    "moe",
+    "rms_norm",
+    "rope_and_cache_write",
+    "silu_mul",
+]

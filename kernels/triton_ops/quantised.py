@@ -1,0 +1,177 @@
+"""Products with weights of 8 or 4 bits, which are widened in registers: half or a quarter to read.
+
+    8 bits    y = (x · qᵀ) · scale                     one scale a column: after the sum
+    4 bits    y = Σ over groups (x · (q - zero)ᵀ) · scale       after each group's sum
+
+q and q - zero are small whole numbers, exact in every float dtype, so that only the sums round.
+Both halves of a group's bytes are runs of inputs (see `kernels.torch_ops.quantised`): they are two
+products, and nothing is interleaved.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.ahead import Case
+
+# Rows of a tile for few tokens (decode) and for many (prefill).
+_FEW_ROWS, _MANY_ROWS = 16, 64
+_BLOCK_N, _BLOCK_K = 64, 64
+_WARPS, _STAGES = 4, 3
+
+
+def matmul_int8(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """As `kernels.torch_ops.matmul_int8`; all contiguous."""
+    assert weight.dtype == torch.int8
+    return _scaled(x, weight, scales)
+
+
+def matmul_fp8(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """As `kernels.torch_ops.matmul_fp8`; all contiguous. For GPUs that have the format: NVIDIA's
+    from sm_89 on."""
+    assert weight.dtype == torch.float8_e4m3fn
+    return _scaled(x, weight, scales)
+
+
+def _scaled(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    tokens, inner = x.shape
+    columns = len(weight)
+    assert weight.shape == (columns, inner)
+    assert scales.shape == (columns,)
+    assert all(one.is_contiguous() for one in (x, weight, scales))
+    out = torch.empty((tokens, columns), dtype=x.dtype, device=x.device)
+    rows = _FEW_ROWS if tokens <= _FEW_ROWS else _MANY_ROWS
+    grid = (triton.cdiv(tokens, rows), triton.cdiv(columns, _BLOCK_N))
+    scaled_matmul_kernel[grid](
+        out, x, weight, scales, tokens, inner, columns, rows, _BLOCK_N, _BLOCK_K,
+        num_warps=_WARPS, num_stages=_STAGES,
+    )  # fmt: skip
+    return out
+
+
+def matmul_int4(
+    x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor
+) -> torch.Tensor:
+    """As `kernels.torch_ops.matmul_int4`; all contiguous, groups of 32 · 2ⁿ inputs."""
+    tokens, inner = x.shape
+    columns, groups = scales.shape
+    assert weight.dtype == zeros.dtype == torch.uint8
+    assert zeros.shape == scales.shape
+    assert weight.shape == (columns, inner // 2)
+    assert inner % (2 * groups) == 0
+    half = inner // groups // 2
+    assert half >= 16, "a group has at least 32 inputs"
+    assert half & (half - 1) == 0, "a group's size is a power of two"
+    assert all(one.is_contiguous() for one in (x, weight, scales, zeros))
+    out = torch.empty((tokens, columns), dtype=x.dtype, device=x.device)
+    rows = _FEW_ROWS if tokens <= _FEW_ROWS else _MANY_ROWS
+    grid = (triton.cdiv(tokens, rows), triton.cdiv(columns, _BLOCK_N))
+    int4_matmul_kernel[grid](
+        out, x, weight, scales, zeros, tokens, inner, columns, half, rows, _BLOCK_N,
+        num_warps=_WARPS, num_stages=_STAGES,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def scaled_matmul_kernel(
+    out: tl.tensor, x: tl.tensor, weight: tl.tensor, scales: tl.tensor, tokens: tl.tensor,
+    INNER: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+) -> None:  # fmt: skip
+    """One tile of [tokens, COLUMNS]."""
+    rows = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    columns = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    in_rows, in_columns = rows < tokens, columns < COLUMNS
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for start in range(0, INNER, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        in_k = k < INNER
+        a_at = x + rows[:, None] * INNER + k[None, :]
+        a = tl.load(a_at, mask=in_rows[:, None] & in_k[None, :], other=0.0)
+        q_at = weight + columns[None, :] * INNER + k[:, None]
+        q = tl.load(q_at, mask=in_columns[None, :] & in_k[:, None], other=0.0)
+        total = tl.dot(a, q.to(a.dtype), total, input_precision="ieee")
+    total *= tl.load(scales + columns, mask=in_columns, other=0.0)[None, :]
+    out_at = out + rows[:, None] * COLUMNS + columns[None, :]
+    tl.store(out_at, total.to(out.dtype.element_ty), mask=in_rows[:, None] & in_columns[None, :])
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def int4_matmul_kernel(
+    out: tl.tensor, x: tl.tensor, weight: tl.tensor, scales: tl.tensor, zeros: tl.tensor,
+    tokens: tl.tensor, INNER: tl.constexpr, COLUMNS: tl.constexpr, HALF: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+) -> None:  # fmt: skip
+    """One tile of [tokens, COLUMNS]; a group is 2 · HALF inputs."""
+    rows = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    columns = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    in_rows, in_columns = rows < tokens, columns < COLUMNS
+    groups: tl.constexpr = INNER // (2 * HALF)
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for group in range(groups):
+        k = tl.arange(0, HALF)
+        a_at = x + rows[:, None] * INNER + group * 2 * HALF + k[None, :]
+        first = tl.load(a_at, mask=in_rows[:, None], other=0.0)
+        second = tl.load(a_at + HALF, mask=in_rows[:, None], other=0.0)
+        packed_at = weight + columns[None, :] * (INNER // 2) + group * HALF + k[:, None]
+        packed = tl.load(packed_at, mask=in_columns[None, :], other=0)
+        at = columns * groups + group
+        zero = tl.load(zeros + at, mask=in_columns, other=0).to(tl.int32)[None, :]
+        low = (packed & 15).to(tl.int32) - zero
+        high = (packed >> 4).to(tl.int32) - zero
+        part = tl.dot(first, low.to(first.dtype), input_precision="ieee")
+        part = tl.dot(second, high.to(first.dtype), part, input_precision="ieee")
+        total += part * tl.load(scales + at, mask=in_columns, other=0.0)[None, :]
+    out_at = out + rows[:, None] * COLUMNS + columns[None, :]
+    tl.store(out_at, total.to(out.dtype.element_ty), mask=in_rows[:, None] & in_columns[None, :])
+
+
+def cases() -> list[Case]:
+    """gate · up of Llama 3.1 8B, for few and many tokens; groups of 128 and 32."""
+    return [
+        case
+        for rows in (_FEW_ROWS, _MANY_ROWS)
+        for dtype in ("bf16", "fp16")
+        for case in _cases(dtype, {"INNER": 4096, "COLUMNS": 28672, "BLOCK_M": rows})
+    ]
+
+
+def _cases(dtype: str, tile: dict[str, Any]) -> list[Case]:
+    tile = {**tile, "BLOCK_N": _BLOCK_N}
+    pointers = {"out": f"*{dtype}", "x": f"*{dtype}", "scales": "*fp32"}
+    shape = f"{dtype} {tile['BLOCK_M']}"
+    scaled = {**tile, "BLOCK_K": _BLOCK_K}
+    int8 = {**pointers, "weight": "*i8"}
+    fp8 = {**pointers, "weight": "*fp8e4nv"}
+    int4 = {**pointers, "weight": "*u8", "zeros": "*u8"}
+    return [
+        _case(f"matmul_int8 {shape}", scaled_matmul_kernel, int8, scaled),
+        _case(f"matmul_fp8 {shape}", scaled_matmul_kernel, fp8, scaled, targets=("sm_90",)),
+        *(
+            _case(
+                f"matmul_int4 {shape} {group}",
+                int4_matmul_kernel,
+                int4,
+                {**tile, "HALF": group // 2},
+            )
+            for group in (32, 128)
+        ),
+    ]
+
+
+def _case(
+    name: str, kernel: Any, pointers: dict[str, str], constants: dict[str, Any], **more: Any
+) -> Case:
+    return Case(
+        name=name,
+        kernel=kernel,
+        types={**pointers, "tokens": "i32"},
+        constants=constants,
+        aligned=tuple(pointers),
+        num_warps=_WARPS,
+        num_stages=_STAGES,
+        **more,
+    )
