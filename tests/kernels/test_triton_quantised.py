@@ -48,7 +48,7 @@ def test_eight_bits(guards: Guards, tokens: int, inner: int, columns: int) -> No
 def test_eight_bits_with_a_point(guards: Guards, tokens: int, inner: int, columns: int) -> None:
     x = guards.copy(torch.randn(tokens, inner).to(DEVICE))
     scales = guards.copy(torch.rand(columns).to(DEVICE))
-    weight = torch.randn(columns, inner).to(torch.float8_e4m3fn).to(DEVICE)
+    weight = guards.copy(torch.randn(columns, inner).to(torch.float8_e4m3fn).to(DEVICE))
     close(triton_ops.matmul_fp8(x, weight, scales), torch_ops.matmul_fp8(x, weight, scales))
 
 
