@@ -6,6 +6,7 @@ from kernels.triton_ops.moe import moe
 from kernels.triton_ops.norm import add_rms_norm, rms_norm
 from kernels.triton_ops.quantised import matmul_fp8, matmul_int4, matmul_int8
 from kernels.triton_ops.rope import rope_and_cache_write
+from kernels.triton_ops.sampling import sample
 
 __all__ = [
     "add_rms_norm",
@@ -16,5 +17,6 @@ __all__ = [
     "moe",
     "rms_norm",
     "rope_and_cache_write",
+    "sample",
     "silu_mul",
 ]

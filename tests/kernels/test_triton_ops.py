@@ -19,8 +19,9 @@ needs_a_device = pytest.mark.skipif(
     DEVICE == "cpu" and not INTERPRETED, reason="test_interpreter runs this"
 )
 
-# A result may be rounded the other way: one unit in the last place, of 24, 11 and 8 bits.
-TOLERANCE = {torch.float32: 1e-6, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+# A result may be rounded the other way: by one unit in the last place of 11 and 8 bits. In fp32 a
+# GPU approximates exp, rsqrt and division.
+TOLERANCE = {torch.float32: 4e-6, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 # The interpreter cuts bfloat16 off where GPUs round it.
 DTYPES = pytest.mark.parametrize(
     "dtype", [one for one in TOLERANCE if one != torch.bfloat16 or not INTERPRETED], ids=str
@@ -32,6 +33,9 @@ def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     assert not actual.isnan().any()
     tolerance = TOLERANCE[actual.dtype]
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=1e-6)
+    if actual.dtype != torch.float32:
+        # Rounded at the same places, nearly all are equal; at other places, a quarter is not.
+        assert (actual != expected).sum() <= 2 + actual.numel() // 20
 
 
 @pytest.fixture
@@ -142,7 +146,8 @@ def test_rope_and_cache_write(
     assert query.data_ptr() == mine.data_ptr()
     assert query.stride() == expected.stride()
     close(query, expected)
-    assert torch.equal(mine[:, query_heads + kv_heads :], qkv[:, query_heads + kv_heads :])
+    # Nobody reads keys and values from here again.
+    assert torch.equal(mine[:, query_heads:], qkv[:, query_heads:])
     written = cache.view(2, -1, kv_heads, head_dim)
     close(written[:, slots], expected_cache.view(written.shape)[:, slots])
     untouched = torch.ones(5 * block_size, dtype=torch.bool, device=DEVICE)
