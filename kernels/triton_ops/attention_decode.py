@@ -116,7 +116,7 @@ def decode_on(
     )
     out = torch.empty((sequences, heads, head_dim), dtype=query.dtype, device=query.device)
     hip = torch.version.hip is not None
-    launch = _launch(heads // kv_heads, head_dim, block_size, query.element_size(), hip)
+    launch = _launch(heads // kv_heads, head_dim, query.element_size(), hip)
     _decode_kernel[(kv_heads, items)](
         out,
         partials,
@@ -182,9 +182,7 @@ def _scratch(
     )
 
 
-def _launch(
-    group: int, head_dim: int, block_size: int, element_bytes: int, hip: bool
-) -> dict[str, int]:
+def _launch(group: int, head_dim: int, element_bytes: int, hip: bool) -> dict[str, int]:
     """Tile, warps and stages for one class of shapes.
 
     Keys and values of one tile take 32 KiB together, so that four programs fit on a multiprocessor
@@ -198,7 +196,7 @@ def _launch(
     return {
         "ROWS": max(_ROWS_MIN, triton.next_power_of_2(group)),
         "DIMS": dims,
-        "TILE": max(_ROWS_MIN, block_size, tile_bytes // (dims * element_bytes)),
+        "TILE": max(_ROWS_MIN, tile_bytes // (dims * element_bytes)),
         "num_warps": 4,
         "num_stages": 2 if hip else 3,
     }
@@ -355,7 +353,7 @@ _SHAPES = (
 def _decode_case(
     dtype: str, head_dim: int, block_size: int, group: int, limited: bool, hip: bool
 ) -> Case:
-    launch = _launch(group, head_dim, block_size, 2, hip)
+    launch = _launch(group, head_dim, 2, hip)
     warps, stages = launch.pop("num_warps"), launch.pop("num_stages")
     floats = dict.fromkeys(("out", "query", "kv_cache"), f"*{dtype}")
     scratch = {"partials": "*fp32", "log_sums": "*fp32", "splits": "*i32"}

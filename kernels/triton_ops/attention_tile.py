@@ -1,6 +1,6 @@
 """What both attention kernels do with one tile of keys: find it, scale its scores, add it up.
 
-A tile is TILE tokens, whole blocks, so that it begins where a block begins:
+A tile is TILE tokens, whole blocks or an even part of one, and begins at a multiple of TILE:
 
     table   [ 7 | 2 | 9 | ...        one id a block
     tile    7.0 7.1 7.2 7.3 2.0 2.1 2.2 2.3        block.slot of each token (block_size 4, TILE 8)
@@ -36,7 +36,7 @@ def token_offsets(
     """
     lanes = tl.arange(0, TILE)
     blocks = tl.load(table + tile // BLOCK_SIZE + lanes // BLOCK_SIZE, mask=alive, other=0)
-    slots = blocks.to(tl.int64) * BLOCK_SIZE + lanes % BLOCK_SIZE
+    slots = blocks.to(tl.int64) * BLOCK_SIZE + tile % BLOCK_SIZE + lanes % BLOCK_SIZE
     return (slots * KV_HEADS + kv_head) * HEAD_DIM
 
 
