@@ -1,6 +1,8 @@
 """The operations as Triton kernels, for GPUs: same names, arguments and results as `torch_ops`."""
 
 from kernels.triton_ops.activation import silu_mul
+from kernels.triton_ops.attention_decode import paged_attention_decode
+from kernels.triton_ops.attention_prefill import paged_attention_prefill
 from kernels.triton_ops.masking import logits_mask
 from kernels.triton_ops.moe import moe
 from kernels.triton_ops.norm import add_rms_norm, rms_norm
@@ -15,6 +17,8 @@ __all__ = [
     "matmul_int4",
     "matmul_int8",
     "moe",
+    "paged_attention_decode",
+    "paged_attention_prefill",
     "rms_norm",
     "rope_and_cache_write",
     "sample",

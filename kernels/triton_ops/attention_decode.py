@@ -1,0 +1,397 @@
+"""Attention of one new token a sequence over a paged KV cache, long sequences split, in Triton.
+
+Sequences are cut into chunks of one length; an item is one chunk. With chunks of 512 tokens:
+
+    tokens      700           40      1300
+    items       [0 512|1 188] [2 40]  [3 512|4 512|5 276]
+
+1.  Program (KV head, item) finds its sequence and chunk: it adds up the lengths, 256 at a time, so
+    that no host and no kernel before it has to.
+2.  It walks its tiles. The query heads of the KV head are the rows of one small matrix:
+
+        keys     | tile | tile | tile |
+        query  M | ···· | ···· | ···· |  → scores → running softmax → values
+
+3.  The only item of its sequence writes the result. Others write theirs, normalised, with the
+    logarithm of their sum, to scratch.
+4.  Program (sequence, head) of the second kernel loads these in one vector and weighs them:
+    out = Σᵢ 2^(log_sumᵢ - max) · partialᵢ / Σᵢ 2^(log_sumᵢ - max).
+
+The chunk's length follows from all lengths, so that one long sequence among short ones is spread
+over the whole GPU. Results may so differ in the last bits with what else is in the batch.
+
+Sources: Dao et al. 2023, "Flash-Decoding"; Kwon et al. 2023, arXiv:2309.06180.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.ahead import Case
+from kernels.triton_ops.attention_items import CHUNK_TOKENS_MIN, find_item
+from kernels.triton_ops.attention_tile import add_tile, base2_scores, token_offsets
+
+# The second kernel holds all splits of a head at once: 128 · 128 fp32 are 64 registers a thread.
+_SPLITS_MAX = 128
+# Programs wanted for each streaming multiprocessor: two fit at a time, two more even out the ends.
+_PROGRAMS_PER_PROCESSOR = 4
+_ROWS_MIN = 16  # of a matrix for tl.dot
+_CPU_PROCESSORS = 4  # under the interpreter
+
+
+def paged_attention_decode(
+    query: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    context_lengths: torch.Tensor,
+    scale: float,
+    *,
+    window: int | None = None,
+    soft_cap: float | None = None,
+) -> torch.Tensor:
+    """softmax(q · Kᵀ · scale) · V for the last token of each sequence.
+
+    Args:
+        query: [sequences, heads, head_dim]; rows may be apart, a row is contiguous.
+        kv_cache: [2, blocks, block_size, kv_heads, head_dim], contiguous, in query's dtype: bf16,
+            fp16 or fp32; holds the last token already. block_size: a power of two, 16 to 64.
+        block_tables: [sequences, max_blocks] int32.
+        context_lengths: [sequences] int32: tokens in the cache, the last included. Rows of 0, as
+            pad the batch of a CUDA graph, become zeros.
+        scale: Usually 1 / sqrt(head_dim).
+        window: Only so many last tokens are seen, the token itself included; None: all.
+        soft_cap: Scores s, scaled, become soft_cap · tanh(s / soft_cap); None: they stay.
+
+    Returns:
+        [sequences, heads, head_dim] in query's dtype.
+
+    Scratch is kept and used again: calls on the same device must be on one stream.
+    """
+    return decode_on(
+        _processors(query.device),
+        query,
+        kv_cache,
+        block_tables,
+        context_lengths,
+        scale,
+        window,
+        soft_cap,
+    )
+
+
+def decode_on(
+    processors: int,
+    query: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    context_lengths: torch.Tensor,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+) -> torch.Tensor:
+    """`paged_attention_decode` in splits that suit so many streaming multiprocessors."""
+    sequences, heads, head_dim = query.shape
+    _, blocks, block_size, kv_heads, _ = kv_cache.shape
+    assert kv_cache.is_contiguous()
+    assert kv_cache.shape[4] == head_dim
+    assert kv_cache.dtype == query.dtype
+    assert query.stride()[1:] == (head_dim, 1)
+    assert block_tables.shape[0] == sequences == context_lengths.shape[0]
+    assert block_tables.dtype == context_lengths.dtype == torch.int32
+    assert block_tables.stride(1) == context_lengths.stride(0) == 1
+    assert heads % kv_heads == 0
+    assert window is None or window > 0
+
+    wanted = max(1, processors * _PROGRAMS_PER_PROCESSOR // kv_heads)
+    # As a constant of the kernels it depends on device and model alone, never on the batch.
+    splits_max = min(_SPLITS_MAX, triton.next_power_of_2(wanted))
+    splits_possible = -(-block_tables.shape[1] * block_size // CHUNK_TOKENS_MIN.value)
+    items = min(wanted + sequences, sequences * splits_possible)
+    partials, log_sums, splits = _scratch(
+        query.device, triton.next_power_of_2(items), heads, head_dim
+    )
+    out = torch.empty((sequences, heads, head_dim), dtype=query.dtype, device=query.device)
+    hip = torch.version.hip is not None
+    launch = _launch(heads // kv_heads, head_dim, query.element_size(), hip)
+    _decode_kernel[(kv_heads, items)](
+        out,
+        partials,
+        log_sums,
+        splits,
+        query,
+        kv_cache,
+        block_tables,
+        context_lengths,
+        sequences,
+        wanted,
+        blocks,
+        query.stride(0),
+        block_tables.stride(0),
+        scale,
+        window or 0,
+        soft_cap or 0.0,
+        KV_HEADS=kv_heads,
+        GROUP=heads // kv_heads,
+        HEAD_DIM=head_dim,
+        BLOCK_SIZE=block_size,
+        SPLITS_MAX=splits_max,
+        HAS_WINDOW=window is not None,
+        HAS_CAP=soft_cap is not None,
+        **launch,
+    )
+    if splits_possible > 1:
+        _combine_kernel[(sequences, heads)](
+            out,
+            partials,
+            log_sums,
+            splits,
+            HEADS=heads,
+            HEAD_DIM=head_dim,
+            DIMS=launch["DIMS"],
+            SPLITS_MAX=splits_max,
+            num_warps=_combine_warps(splits_max, launch["DIMS"]),
+            num_stages=1,
+        )
+    return out
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    if device.type == "cpu":
+        return _CPU_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def _scratch(
+    device: torch.device, items: int, heads: int, head_dim: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Partial results and logarithms of their sums by item; first item and count by sequence.
+
+    Never freed, as a CUDA graph may hold its address; `items` is a power of two, so the sum of
+    all is at most twice the greatest.
+    """
+    return (
+        torch.empty((items, heads, head_dim), dtype=torch.float32, device=device),
+        torch.empty((items, heads), dtype=torch.float32, device=device),
+        torch.empty((items, 2), dtype=torch.int32, device=device),
+    )
+
+
+def _launch(group: int, head_dim: int, element_bytes: int, hip: bool) -> dict[str, int]:
+    """Tile, warps and stages for one class of shapes.
+
+    Keys and values of one tile take 32 KiB together, so that four programs fit on a multiprocessor
+    of 227 KiB and bytes enough are on their way. Tried for bf16, head_dim 128, as registers and
+    KiB of shared memory on sm_90: tile 64 with 2 stages 96, 38 (waits for the block ids); with 3
+    stages 118, 38; with 5, 128 and 8 bytes spilled, 71 (two tiles on their way, but two programs);
+    tile 128 with 2 stages 168, 72. On gfx942 a third stage is not worth its share of 64 KiB.
+    """
+    dims = triton.next_power_of_2(head_dim)
+    tile_bytes = 8192 if hip else 16384
+    return {
+        "ROWS": max(_ROWS_MIN, triton.next_power_of_2(group)),
+        "DIMS": dims,
+        "TILE": max(_ROWS_MIN, tile_bytes // (dims * element_bytes)),
+        "num_warps": 4,
+        "num_stages": 2 if hip else 3,
+    }
+
+
+def _combine_warps(splits_max: int, dims: int) -> int:
+    """So many that a thread holds at most 64 numbers: more would spill."""
+    return max(1, min(16, splits_max * dims // (32 * 64)))
+
+
+@triton.jit(
+    do_not_specialize=["sequences", "wanted", "blocks", "table_stride", "window"],
+    do_not_specialize_on_alignment=["block_tables", "lengths"],
+)
+def _decode_kernel(
+    out,
+    partials,
+    log_sums,
+    splits,
+    query,
+    kv_cache,
+    block_tables,
+    lengths,
+    sequences,
+    wanted,
+    blocks,
+    query_stride,
+    table_stride,
+    scale,
+    window,
+    soft_cap,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIMS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    SPLITS_MAX: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+):
+    kv_head = tl.program_id(0)
+    item = tl.program_id(1)
+    row, split, chunk = find_item(
+        item, lengths, sequences, wanted, window, HAS_WINDOW, TILE, SPLITS_MAX
+    )
+    if row >= sequences:
+        return
+    length = tl.load(lengths + row)
+    first_seen = 0
+    if HAS_WINDOW:
+        first_seen = tl.maximum(length - window, 0)
+    begin = first_seen // TILE * TILE
+    count = tl.cdiv(length - begin, chunk)
+    begin += split * chunk
+    end = tl.minimum(begin + chunk, length)
+
+    heads = kv_head * GROUP + tl.arange(0, ROWS)
+    dims = tl.arange(0, DIMS)
+    lanes = tl.arange(0, TILE)
+    real_row = tl.arange(0, ROWS) < GROUP
+    real = real_row[:, None] & (dims < HEAD_DIM)[None, :]
+    of_head = heads[:, None] * HEAD_DIM + dims[None, :]
+    row_start = row.to(tl.int64) * query_stride
+    rotated = tl.load(query + row_start + of_head, mask=real & (length > 0), other=0.0)
+    values_start = blocks.to(tl.int64) * (BLOCK_SIZE * KV_HEADS * HEAD_DIM)
+    table = block_tables + row.to(tl.int64) * table_stride
+
+    highest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    attended = tl.zeros([ROWS, DIMS], tl.float32)
+    for tile in range(begin, end, TILE):
+        alive = tile + lanes < end
+        starts = token_offsets(table, tile, alive, kv_head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, TILE)
+        places = kv_cache + starts[:, None] + dims[None, :]
+        held = alive[:, None] & (dims < HEAD_DIM)[None, :]
+        keys = tl.load(places, mask=held, other=0.0)
+        scores = tl.dot(rotated, tl.trans(keys), input_precision="ieee")
+        scores = base2_scores(scores, scale, soft_cap, HAS_CAP)
+        seen = alive
+        if HAS_WINDOW:
+            seen = seen & (tile + lanes >= first_seen)
+        scores = tl.where(seen[None, :], scores, float("-inf"))
+        values = tl.load(places + values_start, mask=held, other=0.0)
+        # No chunk is empty, and each one's first tile has a token that is seen.
+        highest, total, attended = add_tile(scores, values, highest, total, attended, False)
+
+    result = attended / tl.where(length > 0, total, 1.0)[:, None]
+    if count <= 1:
+        row_out = out + row.to(tl.int64) * (KV_HEADS * GROUP * HEAD_DIM)
+        tl.store(row_out + of_head, result.to(out.dtype.element_ty), mask=real)
+    else:
+        item_heads = item.to(tl.int64) * (KV_HEADS * GROUP)
+        tl.store(partials + item_heads * HEAD_DIM + of_head, result, mask=real)
+        tl.store(log_sums + item_heads + heads, highest + tl.log2(total), mask=real_row)
+    if (split == 0) & (kv_head == 0):
+        tl.store(splits + row * 2, item)
+        tl.store(splits + row * 2 + 1, count)
+
+
+@triton.jit
+def _combine_kernel(
+    out,
+    partials,
+    log_sums,
+    splits,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIMS: tl.constexpr,
+    SPLITS_MAX: tl.constexpr,
+):
+    row = tl.program_id(0)
+    head = tl.program_id(1)
+    count = tl.load(splits + row * 2 + 1)
+    if count <= 1:
+        return
+    first = tl.load(splits + row * 2)
+    lanes = tl.arange(0, SPLITS_MAX)
+    dims = tl.arange(0, DIMS)
+    places = (first + lanes).to(tl.int64) * HEADS + head
+    log_sum = tl.load(log_sums + places, mask=lanes < count, other=float("-inf"))
+    weights = tl.exp2(log_sum - tl.max(log_sum, 0))
+    held = (lanes < count)[:, None] & (dims < HEAD_DIM)[None, :]
+    parts = tl.load(partials + places[:, None] * HEAD_DIM + dims[None, :], mask=held, other=0.0)
+    result = tl.sum(parts * weights[:, None], 0) / tl.sum(weights, 0)
+    row_out = out + (row.to(tl.int64) * HEADS + head) * HEAD_DIM
+    tl.store(row_out + dims, result.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
+
+
+def cases() -> list[Case]:
+    """Both kernels at the shapes of common models, for each kind of GPU."""
+    decode = [_decode_case(*shape, hip) for shape in _SHAPES for hip in (False, True)]
+    return decode + [_combine_case(head_dim) for head_dim in (64, 96, 128, 256)]
+
+
+# (dtype, head_dim, block_size, group, with window and soft cap)
+_SHAPES = (
+    ("bf16", 64, 16, 4, False),
+    ("bf16", 64, 64, 1, False),
+    ("bf16", 80, 32, 1, False),
+    ("bf16", 96, 16, 5, False),
+    ("bf16", 128, 16, 4, False),
+    ("bf16", 128, 16, 4, True),
+    ("bf16", 128, 32, 8, False),
+    ("bf16", 128, 64, 16, False),
+    ("fp16", 128, 16, 7, False),
+    ("fp16", 64, 32, 3, False),
+    ("bf16", 256, 16, 2, True),
+    ("bf16", 256, 64, 8, False),
+)
+
+
+def _decode_case(
+    dtype: str, head_dim: int, block_size: int, group: int, limited: bool, hip: bool
+) -> Case:
+    launch = _launch(group, head_dim, 2, hip)
+    warps, stages = launch.pop("num_warps"), launch.pop("num_stages")
+    floats = dict.fromkeys(("out", "query", "kv_cache"), f"*{dtype}")
+    scratch = {"partials": "*fp32", "log_sums": "*fp32", "splits": "*i32"}
+    tables = {"block_tables": "*i32", "lengths": "*i32"}
+    numbers = dict.fromkeys(
+        ("sequences", "wanted", "blocks", "query_stride", "table_stride", "window"), "i32"
+    )
+    return Case(
+        name=f"decode {dtype} {head_dim} block {block_size} group {group}"
+        + (" window cap" if limited else ""),
+        kernel=_decode_kernel,
+        types={**floats, **scratch, **tables, **numbers, "scale": "fp32", "soft_cap": "fp32"},
+        constants={
+            "KV_HEADS": 8,
+            "GROUP": group,
+            "HEAD_DIM": head_dim,
+            "BLOCK_SIZE": block_size,
+            "SPLITS_MAX": 64,
+            "HAS_WINDOW": limited,
+            "HAS_CAP": limited,
+            **launch,
+        },
+        aligned=(*floats, *scratch, "query_stride"),
+        num_warps=warps,
+        num_stages=stages,
+        targets=("gfx942",) if hip else ("sm_80", "sm_90"),
+    )
+
+
+def _combine_case(head_dim: int) -> Case:
+    dims = triton.next_power_of_2(head_dim)
+    types = {"out": "*bf16", "partials": "*fp32", "log_sums": "*fp32", "splits": "*i32"}
+    return Case(
+        name=f"decode combine bf16 {head_dim}",
+        kernel=_combine_kernel,
+        types=types,
+        constants={"HEADS": 32, "HEAD_DIM": head_dim, "DIMS": dims, "SPLITS_MAX": _SPLITS_MAX},
+        aligned=tuple(types),
+        num_warps=_combine_warps(_SPLITS_MAX, dims),
+        num_stages=1,
+    )

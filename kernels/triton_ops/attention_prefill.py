@@ -1,0 +1,347 @@
+"""Causal attention of runs of new tokens over a paged KV cache, ragged batches at once, in Triton.
+
+The new tokens of each sequence are cut into query tiles; with tiles of 4, sequences of 9 and 3:
+
+    new tokens     0 1 2 3 | 4 5 6 7 | 8           9 10 11
+    programs       tile 0    tile 1    tile 2      tile 3      (and some past the last: they return)
+
+1.  Program (KV head, tile) finds its sequence. The heads of the KV head are rows beside each other:
+    row = token · group + head, so that a tile of keys is read once for all of them.
+2.  Everything is read from the cache, the prefix found there and the new tokens alike:
+
+        keys    0 ............ prefix ............|...... new ......
+        tile        full    full    full    full  | full ╲
+                                                           ╲ diagonal
+        window  skip   skip   left    full    full  full  ╲
+
+    Full tiles are seen by every row and need no mask; those on the diagonal, and at the window's
+    left edge, do.
+
+Programs with most keys, the last of a sequence, start first: what ends the step is then short.
+
+Sources: Dao 2023, arXiv:2307.08691 (query tiles, work by causal masks); Kwon et al. 2023,
+arXiv:2309.06180 (paged attention).
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.ahead import Case
+from kernels.triton_ops.attention_items import find_tile
+from kernels.triton_ops.attention_tile import add_tile, base2_scores, token_offsets
+
+# Tiles of few rows, when sequences have no more new ones on average: chunks' ends, prefix hits.
+_ROWS_FEW = 16
+
+
+def paged_attention_prefill(
+    query: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    query_offsets: torch.Tensor,
+    context_lengths: torch.Tensor,
+    scale: float,
+    *,
+    window: int | None = None,
+    soft_cap: float | None = None,
+) -> torch.Tensor:
+    """Causal attention of runs of new tokens to everything before them and to themselves.
+
+    Args:
+        query: [tokens, heads, head_dim], the new tokens of all sequences one after the other;
+            rows may be apart, a row is contiguous.
+        kv_cache: [2, blocks, block_size, kv_heads, head_dim], contiguous, in query's dtype: bf16,
+            fp16 or fp32; holds the new tokens already. block_size: a power of two, 16 to 64.
+        block_tables: [sequences, max_blocks] int32.
+        query_offsets: [sequences + 1] int32: sequence i's tokens are rows
+            [query_offsets[i], query_offsets[i + 1]), the last of its context.
+        context_lengths: [sequences] int32: tokens in the cache, the new ones included.
+        scale: Usually 1 / sqrt(head_dim).
+        window: A token sees only so many last tokens, itself included; None: all.
+        soft_cap: Scores s, scaled, become soft_cap · tanh(s / soft_cap); None: they stay.
+
+    Returns:
+        [tokens, heads, head_dim] in query's dtype.
+    """
+    tokens, heads, head_dim = query.shape
+    _, blocks, block_size, kv_heads, _ = kv_cache.shape
+    sequences = block_tables.shape[0]
+    assert kv_cache.is_contiguous()
+    assert kv_cache.shape[4] == head_dim
+    assert kv_cache.dtype == query.dtype
+    assert query.stride()[1:] == (head_dim, 1)
+    assert query_offsets.shape == (sequences + 1,)
+    assert context_lengths.shape == (sequences,)
+    assert block_tables.dtype == query_offsets.dtype == context_lengths.dtype == torch.int32
+    assert block_tables.stride(1) == query_offsets.stride(0) == context_lengths.stride(0) == 1
+    assert heads % kv_heads == 0
+    assert window is None or window > 0
+
+    group = heads // kv_heads
+    few = tokens * group <= _ROWS_FEW * sequences
+    launch = _launch(group, head_dim, query.element_size(), few, _kind(query.device))
+    tiles = tokens // (launch["ROWS"] // group) + sequences
+    out = torch.empty((tokens, heads, head_dim), dtype=query.dtype, device=query.device)
+    _prefill_kernel[(kv_heads, tiles)](
+        out,
+        query,
+        kv_cache,
+        block_tables,
+        query_offsets,
+        context_lengths,
+        sequences,
+        blocks,
+        query.stride(0),
+        block_tables.stride(0),
+        scale,
+        window or 0,
+        soft_cap or 0.0,
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        HEAD_DIM=head_dim,
+        BLOCK_SIZE=block_size,
+        HAS_WINDOW=window is not None,
+        HAS_CAP=soft_cap is not None,
+        **launch,
+    )
+    return out
+
+
+@cache
+def _kind(device: torch.device) -> str:
+    """Whose table of launches serves the device: "gfx942", "sm_90", or "sm_80" for all others."""
+    if torch.version.hip is not None:
+        return "gfx942"
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    return "sm_90" if hopper else "sm_80"
+
+
+def _launch(group: int, head_dim: int, element_bytes: int, few: bool, kind: str) -> dict[str, int]:
+    """Rows, tile, warps and stages for one class of shapes.
+
+    Tried for bf16, head_dim 128, group 4, as registers and bytes spilled:
+
+        rows  tile  warps    sm_80      sm_90      gfx942
+         128    64    8     219   0    177   0    237   0
+         128    64    4     255 336    255 240    369   0
+         128   128    8     255  72    254   0    256 428
+         128    32    8     198   0       -          -
+          64    64    4     255  64    196   0    320   0
+          64    64    8     183   0       -          -
+
+    On sm_80 the first spills with groups that are no power of two (rows then cost divisions, whose
+    results stay) and with soft caps. Of head_dim 256, 64 rows by 64 spill on sm_80 and gfx942. On
+    sm_90 a fifth stage is 182 registers and 129 in place of 96 KiB.
+    """
+    dims = triton.next_power_of_2(head_dim)
+    row_bytes = dims * element_bytes
+    rows, tile = 128, 64
+    if few:
+        rows, tile = _ROWS_FEW, max(16, (8192 if kind == "gfx942" else 16384) // row_bytes)
+    elif row_bytes > 256:
+        rows, tile = 64, 32
+    elif row_bytes > 128 and kind == "sm_80":
+        rows, tile = (128, 32) if group == triton.next_power_of_2(group) else (64, 64)
+    return {
+        "ROWS": max(rows, triton.next_power_of_2(group)),
+        "DIMS": dims,
+        "TILE": tile,
+        "num_warps": 4 if few else 8,
+        "num_stages": 2 if kind == "gfx942" else 3,
+    }
+
+
+@triton.jit
+def _walk(
+    begin,
+    end,
+    state,
+    rotated,
+    positions,
+    keys_start,
+    values_start,
+    table,
+    kv_head,
+    scale,
+    window,
+    soft_cap,
+    MASKED: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIMS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+):
+    """The running softmax over tokens [begin, end), `begin` a multiple of TILE.
+
+    If not MASKED, `end` is one, too, and every row sees all of them.
+    """
+    highest, total, attended = state
+    lanes = tl.arange(0, TILE)
+    dims = tl.arange(0, DIMS)
+    for tile in range(begin, end, TILE):
+        alive = tl.full([TILE], True, tl.int1)
+        if MASKED:
+            alive = tile + lanes < end
+        starts = token_offsets(table, tile, alive, kv_head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, TILE)
+        places = starts[:, None] + dims[None, :]
+        held = alive[:, None] & (dims < HEAD_DIM)[None, :]
+        keys = tl.load(keys_start + places, mask=held, other=0.0)
+        scores = tl.dot(rotated, tl.trans(keys), input_precision="ieee")
+        scores = base2_scores(scores, scale, soft_cap, HAS_CAP)
+        if MASKED:
+            seen = (tile + lanes)[None, :] <= positions[:, None]
+            if HAS_WINDOW:
+                seen = seen & ((tile + lanes)[None, :] > positions[:, None] - window)
+            scores = tl.where(seen, scores, float("-inf"))
+        values = tl.load(values_start + places, mask=held, other=0.0)
+        # Without a window every row sees token 0, which is in the first tile.
+        highest, total, attended = add_tile(
+            scores, values, highest, total, attended, MASKED and HAS_WINDOW
+        )
+    return highest, total, attended
+
+
+@triton.jit(
+    do_not_specialize=["sequences", "blocks", "table_stride", "window"],
+    do_not_specialize_on_alignment=["block_tables", "offsets", "lengths"],
+)
+def _prefill_kernel(
+    out,
+    query,
+    kv_cache,
+    block_tables,
+    offsets,
+    lengths,
+    sequences,
+    blocks,
+    query_stride,
+    table_stride,
+    scale,
+    window,
+    soft_cap,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIMS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+):
+    TOKENS: tl.constexpr = ROWS // GROUP
+    kv_head = tl.program_id(0)
+    row, index = find_tile(tl.num_programs(1) - 1 - tl.program_id(1), offsets, sequences, TOKENS)
+    begin = tl.load(offsets + row)
+    new = tl.load(offsets + row + 1) - begin
+    if index * TOKENS >= new:
+        return
+    first = tl.load(lengths + row) - new + index * TOKENS
+    count = tl.minimum(TOKENS, new - index * TOKENS)
+    last = first + count - 1
+
+    rows = tl.arange(0, ROWS)
+    dims = tl.arange(0, DIMS)
+    # Rows past the last token repeat it, so that no row sees nothing.
+    tokens = tl.minimum(rows // GROUP, count - 1)
+    real = (rows < count * GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
+    of_head = (kv_head * GROUP + rows % GROUP)[:, None] * HEAD_DIM + dims[None, :]
+    token_rows = (begin + index * TOKENS + tokens).to(tl.int64)[:, None]
+    rotated = tl.load(query + token_rows * query_stride + of_head, mask=real, other=0.0)
+    positions = first + tokens
+    values_start = kv_cache + blocks.to(tl.int64) * (BLOCK_SIZE * KV_HEADS * HEAD_DIM)
+    table = block_tables + row.to(tl.int64) * table_stride
+
+    highest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    attended = tl.zeros([ROWS, DIMS], tl.float32)
+    state = (highest, total, attended)
+    full_begin = 0
+    full_end = (first + 1) // TILE * TILE
+    if HAS_WINDOW:
+        seen_begin = tl.maximum(first - window + 1, 0) // TILE * TILE
+        full_begin = tl.cdiv(tl.maximum(last - window + 1, 0), TILE) * TILE
+        full_begin = tl.minimum(full_begin, full_end)
+        state = _walk(
+            seen_begin, full_begin, state, rotated, positions, kv_cache, values_start, table,
+            kv_head, scale, window, soft_cap,
+            True, KV_HEADS, HEAD_DIM, DIMS, BLOCK_SIZE, TILE, HAS_WINDOW, HAS_CAP,
+        )  # fmt: skip
+    state = _walk(
+        full_begin, full_end, state, rotated, positions, kv_cache, values_start, table,
+        kv_head, scale, window, soft_cap,
+        False, KV_HEADS, HEAD_DIM, DIMS, BLOCK_SIZE, TILE, HAS_WINDOW, HAS_CAP,
+    )  # fmt: skip
+    state = _walk(
+        full_end, last + 1, state, rotated, positions, kv_cache, values_start, table,
+        kv_head, scale, window, soft_cap,
+        True, KV_HEADS, HEAD_DIM, DIMS, BLOCK_SIZE, TILE, HAS_WINDOW, HAS_CAP,
+    )  # fmt: skip
+    highest, total, attended = state
+    result = (attended / total[:, None]).to(out.dtype.element_ty)
+    tl.store(out + token_rows * (KV_HEADS * GROUP * HEAD_DIM) + of_head, result, mask=real)
+
+
+def cases() -> list[Case]:
+    """The kernel at the shapes of common models, for each kind of GPU."""
+    return [_case(*shape, kind) for shape in _SHAPES for kind in ("sm_80", "sm_90", "gfx942")]
+
+
+# (dtype, head_dim, block_size, group, with window and soft cap, few new tokens a sequence)
+_SHAPES = (
+    ("bf16", 64, 16, 4, False, False),
+    ("bf16", 64, 64, 3, True, False),
+    ("bf16", 64, 16, 3, False, True),
+    ("bf16", 80, 32, 1, False, False),
+    ("bf16", 96, 16, 5, False, False),
+    ("bf16", 128, 16, 4, False, False),
+    ("bf16", 128, 32, 8, True, False),
+    ("bf16", 128, 64, 7, False, False),
+    ("bf16", 128, 16, 5, True, False),
+    ("bf16", 128, 16, 8, False, True),
+    ("fp16", 128, 32, 1, False, False),
+    ("fp16", 64, 16, 16, False, False),
+    ("bf16", 256, 16, 2, True, False),
+    ("bf16", 256, 64, 8, False, False),
+    ("bf16", 256, 64, 2, True, True),
+)
+
+
+def _case(
+    dtype: str, head_dim: int, block_size: int, group: int, limited: bool, few: bool, kind: str
+) -> Case:
+    launch = _launch(group, head_dim, 2, few, kind)
+    warps, stages = launch.pop("num_warps"), launch.pop("num_stages")
+    floats = dict.fromkeys(("out", "query", "kv_cache"), f"*{dtype}")
+    tables = dict.fromkeys(("block_tables", "offsets", "lengths"), "*i32")
+    numbers = dict.fromkeys(
+        ("sequences", "blocks", "query_stride", "table_stride", "window"), "i32"
+    )
+    return Case(
+        name=f"prefill {dtype} {head_dim} block {block_size} group {group}"
+        + (" window cap" if limited else "")
+        + (" few" if few else ""),
+        kernel=_prefill_kernel,
+        types={**floats, **tables, **numbers, "scale": "fp32", "soft_cap": "fp32"},
+        constants={
+            "KV_HEADS": 8,
+            "GROUP": group,
+            "HEAD_DIM": head_dim,
+            "BLOCK_SIZE": block_size,
+            "HAS_WINDOW": limited,
+            "HAS_CAP": limited,
+            **launch,
+        },
+        aligned=(*floats, "query_stride"),
+        num_warps=warps,
+        num_stages=stages,
+        targets=(kind,),
+    )
