@@ -37,7 +37,7 @@ from kernels.triton_ops.attention_tile import add_tile, base2_scores, token_offs
 
 # The second kernel holds all splits of a head at once: 128 · 128 fp32 are 64 registers a thread.
 _SPLITS_MAX = 128
-# Programs wanted for each streaming multiprocessor: two fit at a time, two more even out the ends.
+# Programs wanted for each streaming multiprocessor: as many as fit at a time, see _launch.
 _PROGRAMS_PER_PROCESSOR = 4
 _ROWS_MIN = 16  # of a matrix for tl.dot
 _CPU_PROCESSORS = 4  # under the interpreter
@@ -133,7 +133,7 @@ def decode_on(
         block_tables.stride(0),
         scale,
         window or 0,
-        soft_cap or 0.0,
+        float(soft_cap or 0),  # an int would be another type, and compiled again
         KV_HEADS=kv_heads,
         GROUP=heads // kv_heads,
         HEAD_DIM=head_dim,
@@ -262,7 +262,7 @@ def _decode_kernel(
     real = real_row[:, None] & (dims < HEAD_DIM)[None, :]
     of_head = heads[:, None] * HEAD_DIM + dims[None, :]
     row_start = row.to(tl.int64) * query_stride
-    rotated = tl.load(query + row_start + of_head, mask=real & (length > 0), other=0.0)
+    rotated = tl.load(query + row_start + of_head, mask=real, other=0.0)
     values_start = blocks.to(tl.int64) * (BLOCK_SIZE * KV_HEADS * HEAD_DIM)
     table = block_tables + row.to(tl.int64) * table_stride
 
@@ -285,6 +285,7 @@ def _decode_kernel(
         # No chunk is empty, and each one's first tile has a token that is seen.
         highest, total, attended = add_tile(scores, values, highest, total, attended, False)
 
+    # Without a token nothing was added up: zeros.
     result = attended / tl.where(length > 0, total, 1.0)[:, None]
     if count <= 1:
         row_out = out + row.to(tl.int64) * (KV_HEADS * GROUP * HEAD_DIM)

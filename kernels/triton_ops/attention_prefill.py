@@ -100,7 +100,7 @@ def paged_attention_prefill(
         block_tables.stride(0),
         scale,
         window or 0,
-        soft_cap or 0.0,
+        float(soft_cap or 0),  # an int would be another type, and compiled again
         KV_HEADS=kv_heads,
         GROUP=group,
         HEAD_DIM=head_dim,
@@ -250,7 +250,7 @@ def _prefill_kernel(
 
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, DIMS)
-    # Rows past the last token repeat it, so that no row sees nothing.
+    # Rows past the last token repeat it, so that no row sees nothing, but are not written.
     tokens = tl.minimum(rows // GROUP, count - 1)
     real = (rows < count * GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
     of_head = (kv_head * GROUP + rows % GROUP)[:, None] * HEAD_DIM + dims[None, :]
