@@ -6,8 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from kernels import torch_ops, triton_ops
+from kernels.torch_ops import sampling as reference_sampling
+from kernels.triton_ops.sampling import _gumbel, _key
 from tests.kernels.guards import Guards
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -17,6 +21,13 @@ pytestmark = [
     # Hashes wrap around; distances of the impossible are infinite.
     pytest.mark.filterwarnings("ignore:(overflow|divide by zero|invalid value) encountered"),
 ]
+
+
+@triton.jit
+def noise_kernel(out, seeds, positions, BLOCK: tl.constexpr):
+    low, high = _key(tl.load(seeds), tl.load(positions))
+    ids = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + ids, _gumbel(ids, low, high))
 
 
 @pytest.fixture
@@ -54,8 +65,14 @@ def both(guards: Guards, logits: torch.Tensor, *arguments: torch.Tensor) -> list
     return [mine.tolist(), torch_ops.sample(logits, *arguments).tolist()]
 
 
-@pytest.mark.parametrize(("rows", "vocabulary"), [(0, 5), (3, 1), (30, 2), (84, 300), (12, 20001)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+FP32, BF16 = torch.float32, torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("rows", "vocabulary", "dtype"),
+    [(0, 5, FP32), (3, 1, FP32), (30, 2, BF16), (84, 300, FP32), (30, 300, BF16), (9, 20001, FP32)],
+    ids=str,
+)
 def test_it_picks_what_the_reference_picks(
     guards: Guards, rows: int, vocabulary: int, dtype: torch.dtype
 ) -> None:
@@ -66,9 +83,22 @@ def test_it_picks_what_the_reference_picks(
 
 @pytest.mark.parametrize("levels", [2, 7])
 def test_it_keeps_the_ties_that_the_reference_keeps(guards: Guards, levels: int) -> None:
-    logits = torch.randint(0, levels, (60, 97)).float() * 0.7
-    mine, reference = both(guards, logits, *parameters(60, 97))
+    logits = torch.randint(0, levels, (42, 97)).float() * 0.7
+    mine, reference = both(guards, logits, *parameters(42, 97))
     assert mine == reference
+
+
+def test_of_ties_in_the_last_rank_only_so_many_as_fit_count_for_the_nucleus(guards: Guards) -> None:
+    """Kept by rank: masses 1 and 0.37 of 1, 0.37, 0.37, 0.37; the second begins at 0.73 of both."""
+    rows = 20
+    logits = torch.tensor([1.0, 2.0, 1.0, 1.0]).repeat(rows, 1)
+    ones = torch.ones(rows)
+    top_p = torch.tensor([0.8, 0.65]).repeat(rows // 2)
+    seeds = torch.arange(rows)
+    mine, reference = both(guards, logits, ones, ones.long() * 2, top_p, ones * 0, seeds, seeds)
+    assert mine == reference
+    assert set(mine[::2]) == {0, 1, 2, 3}
+    assert set(mine[1::2]) == {1}
 
 
 def test_impossible_tokens_are_never_picked(guards: Guards) -> None:
@@ -95,3 +125,14 @@ def test_a_filter_that_refuses_nearly_every_draw_ends_all_the_same(guards: Guard
     arguments = (rows, rows.long(), rows, rows * 0, torch.arange(4), torch.arange(4))
     mine, reference = both(guards, logits, *arguments)
     assert mine == reference == logits.argmax(1).tolist()
+
+
+@pytest.mark.parametrize(("seed", "position"), [(0, 0), (-1, 5), (2**62 + 7, 2**40)])
+def test_the_noise_is_the_references_to_the_last_digits(seed: int, position: int) -> None:
+    """Where the exponential is small and the token likely to win, too: u goes down to 1e-5 here."""
+    seeds, positions = (torch.tensor([one], device=DEVICE) for one in (seed, position))
+    out = torch.empty(1 << 16, device=DEVICE)
+    noise_kernel[(16,)](out, seeds, positions, BLOCK=1 << 12)
+    expected = reference_sampling._gumbel(seeds, positions, len(out))[0]
+    # Of the exponential, relatively.
+    torch.testing.assert_close((-out).exp(), (-expected).exp(), rtol=2e-6, atol=0)
