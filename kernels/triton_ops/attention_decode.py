@@ -364,7 +364,8 @@ def _decode_case(
     )
     return Case(
         name=f"decode {dtype} {head_dim} block {block_size} group {group}"
-        + (" window cap" if limited else ""),
+        + (" window cap" if limited else "")
+        + (" for gfx942" if hip else ""),
         kernel=_decode_kernel,
         types={**floats, **scratch, **tables, **numbers, "scale": "fp32", "soft_cap": "fp32"},
         constants={

@@ -328,7 +328,8 @@ def _case(
     return Case(
         name=f"prefill {dtype} {head_dim} block {block_size} group {group}"
         + (" window cap" if limited else "")
-        + (" few" if few else ""),
+        + (" few" if few else "")
+        + f" for {kind}",
         kernel=_prefill_kernel,
         types={**floats, **tables, **numbers, "scale": "fp32", "soft_cap": "fp32"},
         constants={
