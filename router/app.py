@@ -8,7 +8,8 @@
 import asyncio
 import logging
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import Collection
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -54,6 +55,7 @@ from router.tls import Certificates
 log = logging.getLogger(__name__)
 
 _EXPIRE_INTERVAL_S = 0.1
+_FIRST_PROBES_INTERVAL_S = 0.01
 _SOCKETS_PER_SUBSCRIPTION = 6
 _SOCKETS_SPARE = 1000
 
@@ -105,6 +107,9 @@ async def serve(config: RouterConfig, seat: Seat | None = None) -> int:
             waiting = tasks.create_task(_end_long_waits(handler.gate))
             timeouts = tasks.create_task(handler.server.watch_timeouts())
             if seat is not None:
+                # The other workers answer meanwhile: they know which replicas are well.
+                await _first_probes(models.values(), config.probe.timeout_s)
+                await handler.server.start()
                 seat.on_ready()
             await stop.wait()
             log.info("draining %d connections", handler.server.connections)
@@ -118,6 +123,14 @@ async def serve(config: RouterConfig, seat: Seat | None = None) -> int:
             request_log.flush()
         await admin.cleanup()
     return 0
+
+
+async def _first_probes(models: Collection[ServedModel], timeout_s: float) -> None:
+    """Until every model has a replica that may get requests, or so long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while not all(model.fleet.routable for model in models):  # noqa: ASYNC110
+                await asyncio.sleep(_FIRST_PROBES_INTERVAL_S)
 
 
 async def _open_admin(admin: web.AppRunner, config: RouterConfig, seat: Seat | None) -> None:

@@ -28,10 +28,10 @@ class Server:
     async def listen(
         self, host: str, port: int, *, shared: bool = False, tls: TlsSide | None = None
     ) -> int:
-        """Starts to accept; returns the port.
+        """Starts to accept, or, where the port is shared, when told to `start`; returns the port.
 
         Args:
-            shared: The kernel spreads new connections over all processes that listen so.
+            shared: The kernel spreads new connections over all processes that accept there.
             tls: None: plain TCP.
 
         Raises:
@@ -44,9 +44,15 @@ class Server:
             port,
             backlog=_BACKLOG,
             reuse_port=shared or None,
+            start_serving=not shared,
         )
         port_found: int = self._server.sockets[0].getsockname()[1]
         return port_found
+
+    async def start(self) -> None:
+        """Accepts, if it does not yet."""
+        assert self._server is not None
+        await self._server.start_serving()
 
     async def watch_timeouts(self) -> None:
         """Runs until cancelled: ends what has waited too long. One pass over all connections."""

@@ -278,3 +278,27 @@ async def test_workers_that_cannot_start_end_the_router_with_a_line(
             await router.http.aclose()
     assert expected in router.process.output()
     assert "Traceback" not in router.process.output()
+
+
+async def test_a_worker_takes_no_request_before_it_knows_its_replicas(tmp_path: Path) -> None:
+    async def slow_to_probe(call: Call) -> None:
+        if not call.head.startswith(b"POST"):
+            await asyncio.sleep(0.5)
+        await answer(call)
+
+    replica = ScriptedReplica("a", slow_to_probe)
+    await replica.start()
+    router = Router(tmp_path, replica)
+    statuses: list[int] = []
+
+    async def thirty_answers() -> bool:
+        statuses.append((await router.chat()).status_code)
+        return len(statuses) == 30
+
+    try:
+        await router.until(thirty_answers, "it does not answer")
+        assert set(statuses) == {200}
+    finally:
+        await router.http.aclose()
+        await asyncio.to_thread(router.process.stop)
+        await replica.stop()
