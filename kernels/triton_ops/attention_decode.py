@@ -23,7 +23,7 @@ over the whole GPU. Results may so differ in the last bits with what else is in 
 Sources: Dao et al. 2023, "Flash-Decoding"; Kwon et al. 2023, arXiv:2309.06180.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 from functools import cache
 

@@ -5,7 +5,7 @@ program looks at all lengths, LANES at a time: for most batches one load and a f
 place of a kernel before it, or of a binary search, whose loads wait for one another.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 import triton
 import triton.language as tl

@@ -23,7 +23,7 @@ Sources: Dao 2023, arXiv:2307.08691 (query tiles, work by causal masks); Kwon et
 arXiv:2309.06180 (paged attention).
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 from functools import cache
 

@@ -10,7 +10,7 @@ Softmax is computed in base 2, as GPUs do it in one instruction: eˣ = 2^(x · l
 Source: Milakov & Gimelshein 2018, arXiv:1805.02867, algorithm 3 (running softmax).
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 import triton
 import triton.language as tl

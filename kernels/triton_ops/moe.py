@@ -16,7 +16,7 @@ Sources: as `kernels.torch_ops.moe`; Gale et al. 2022, arXiv:2211.15841 (block-s
 over tokens sorted by expert).
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 from typing import Any
 

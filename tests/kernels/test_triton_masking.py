@@ -3,19 +3,14 @@
 It needs a GPU or, as `test_interpreter` arranges, TRITON_INTERPRET=1.
 """
 
-import os
-
 import pytest
 import torch
 
 from kernels import torch_ops, triton_ops
+from tests.kernels.device import DEVICE, needs_a_device
 from tests.kernels.guards import Guards
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-pytestmark = pytest.mark.skipif(
-    DEVICE == "cpu" and not INTERPRETED, reason="test_interpreter runs this"
-)
+pytestmark = needs_a_device
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

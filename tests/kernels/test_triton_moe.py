@@ -3,19 +3,14 @@
 It needs a GPU or, as `test_interpreter` arranges, TRITON_INTERPRET=1.
 """
 
-import os
-
 import pytest
 import torch
 
 from kernels import torch_ops, triton_ops
+from tests.kernels.device import DEVICE, needs_a_device
 from tests.kernels.guards import Guards
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-pytestmark = pytest.mark.skipif(
-    DEVICE == "cpu" and not INTERPRETED, reason="test_interpreter runs this"
-)
+pytestmark = needs_a_device
 
 
 def inputs(
@@ -33,17 +28,6 @@ def inputs(
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.fixture
-def guards(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    made = Guards()
-    monkeypatch.setattr(torch, "empty", made.empty)
-    monkeypatch.setattr(torch, "empty_like", made.empty_like)
-    yield made
-    made.check()
 
 
 @pytest.mark.parametrize("renormalise", [True, False])

@@ -4,20 +4,13 @@ They need a GPU or, as `test_interpreter` arranges, TRITON_INTERPRET=1.
 """
 
 import inspect
-import os
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 from kernels import torch_ops, triton_ops
+from tests.kernels.device import DEVICE, INTERPRETED, needs_a_device
 from tests.kernels.guards import Guards
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-needs_a_device = pytest.mark.skipif(
-    DEVICE == "cpu" and not INTERPRETED, reason="test_interpreter runs this"
-)
 
 # A result may be rounded the other way: by one unit in the last place of 11 and 8 bits. In fp32 a
 # GPU approximates exp, rsqrt and division.
@@ -36,18 +29,6 @@ def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     if actual.dtype != torch.float32:
         # Rounded at the same places, nearly all are equal; at other places, a quarter is not.
         assert (actual != expected).sum() <= 2 + actual.numel() // 20
-
-
-@pytest.fixture
-def guards(monkeypatch: pytest.MonkeyPatch) -> Iterator[Guards]:
-    """What the launchers allocate is guarded, too."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    made = Guards()
-    monkeypatch.setattr(torch, "empty", made.empty)
-    monkeypatch.setattr(torch, "empty_like", made.empty_like)
-    yield made
-    made.check()
 
 
 def normal(*shape: int, dtype: torch.dtype) -> torch.Tensor:

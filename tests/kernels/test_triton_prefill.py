@@ -3,13 +3,12 @@
 `test_interpreter` runs this with TRITON_INTERPRET=1.
 """
 
-import os
-
 import pytest
 import torch
 
 from kernels import torch_ops
 from kernels.triton_ops import attention_items, attention_prefill
+from tests.kernels.device import INTERPRETED, needs_the_interpreter
 from tests.kernels.paged_cases import (
     SCALE,
     PagedCache,
@@ -18,8 +17,7 @@ from tests.kernels.paged_cases import (
     poisoned_memory,
 )
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-pytestmark = pytest.mark.skipif(not INTERPRETED, reason="test_interpreter runs this")
+pytestmark = needs_the_interpreter
 if INTERPRETED:
     let_ranges_take_tensors(attention_prefill, attention_items)
 # (kv_heads, group, head_dim, block_size): each group, dimension and block size at least once

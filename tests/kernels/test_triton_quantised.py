@@ -3,33 +3,18 @@
 It needs a GPU or, as `test_interpreter` arranges, TRITON_INTERPRET=1.
 """
 
-import os
-
 import pytest
 import torch
 
 from kernels import torch_ops, triton_ops
+from tests.kernels.device import DEVICE, needs_a_device
 from tests.kernels.guards import Guards
 from tests.kernels.packing import pack_int4
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-pytestmark = pytest.mark.skipif(
-    DEVICE == "cpu" and not INTERPRETED, reason="test_interpreter runs this"
-)
+pytestmark = needs_a_device
 SHAPES = pytest.mark.parametrize(
     ("tokens", "inner", "columns"), [(1, 64, 1), (16, 130, 70), (17, 64, 65), (70, 200, 64)]
 )
-
-
-@pytest.fixture
-def guards(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    made = Guards()
-    monkeypatch.setattr(torch, "empty", made.empty)
-    yield made
-    made.check()
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> None:

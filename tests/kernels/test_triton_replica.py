@@ -3,7 +3,6 @@
 It needs a GPU or, as `test_interpreter` arranges, TRITON_INTERPRET=1.
 """
 
-import os
 from pathlib import Path
 from random import Random
 
@@ -13,14 +12,11 @@ import torch
 from kernels.triton_ops import attention_decode, attention_items, attention_prefill
 from replica.core.plan import SamplingParams
 from replica.runner import ModelRunner
+from tests.kernels.device import DEVICE, INTERPRETED, needs_a_device
 from tests.kernels.paged_cases import let_ranges_take_tensors
 from tests.support.tiny_models import TINY_MODELS, Driver, save_tiny_model
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-pytestmark = pytest.mark.skipif(
-    DEVICE == "cpu" and not INTERPRETED, reason="test_interpreter runs this"
-)
+pytestmark = needs_a_device
 BLOCK_SIZE = 16
 COUNT = 4
 

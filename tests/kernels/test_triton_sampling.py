@@ -1,7 +1,6 @@
 """The sampling kernel draws what the reference draws, and never runs on without an end."""
 
 import math
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,12 +11,11 @@ import triton.language as tl
 from kernels import torch_ops, triton_ops
 from kernels.torch_ops import sampling as reference_sampling
 from kernels.triton_ops.sampling import _gumbel, _key
+from tests.kernels.device import DEVICE, needs_a_device
 from tests.kernels.guards import Guards
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 pytestmark = [
-    pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="test_interpreter runs this"),
+    needs_a_device,
     # Hashes wrap around; distances of the impossible are infinite.
     pytest.mark.filterwarnings("ignore:(overflow|divide by zero|invalid value) encountered"),
 ]
