@@ -36,7 +36,7 @@ from kernels.triton_ops.attention_items import find_tile
 from kernels.triton_ops.attention_tile import add_tile, base2_scores, token_offsets
 
 # Tiles of few rows, when sequences have no more new ones on average: chunks' ends, prefix hits.
-_ROWS_FEW = 16
+ROWS_FEW = 16
 
 
 def paged_attention_prefill(
@@ -83,7 +83,7 @@ def paged_attention_prefill(
     assert window is None or window > 0
 
     group = heads // kv_heads
-    few = tokens * group <= _ROWS_FEW * sequences
+    few = tokens * group <= ROWS_FEW * sequences
     launch = _launch(group, head_dim, query.element_size(), few, _kind(query.device))
     tiles = tokens // (launch["ROWS"] // group) + sequences
     out = torch.empty((tokens, heads, head_dim), dtype=query.dtype, device=query.device)
@@ -142,7 +142,7 @@ def _launch(group: int, head_dim: int, element_bytes: int, few: bool, kind: str)
     row_bytes = dims * element_bytes
     rows, tile = 128, 64
     if few:
-        rows, tile = _ROWS_FEW, max(16, (8192 if kind == "gfx942" else 16384) // row_bytes)
+        rows, tile = ROWS_FEW, max(16, (8192 if kind == "gfx942" else 16384) // row_bytes)
     elif row_bytes > 256:
         rows, tile = 64, 32
     elif row_bytes > 128 and kind == "sm_80":

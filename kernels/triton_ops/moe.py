@@ -27,7 +27,7 @@ import triton.language as tl
 from kernels.ahead import Case
 
 # Rows of a tile when experts get few tokens each (decode), and when they get many (prefill).
-_FEW_ROWS, _MANY_ROWS = 16, 64
+ROWS_FEW, ROWS_MANY = 16, 64
 _BLOCK_N, _BLOCK_K = 64, 64
 _WARPS, _STAGES = 4, 3
 
@@ -135,7 +135,7 @@ def moe(
     if renormalise:
         weights = weights / weights.sum(dim=-1, keepdim=True)
     pairs = tokens * top_k
-    block_m = _FEW_ROWS if pairs <= _FEW_ROWS * experts else _MANY_ROWS
+    block_m = ROWS_FEW if pairs <= ROWS_FEW * experts else ROWS_MANY
 
     local = (chosen - first_expert).view(pairs)  # 2
     local = torch.where((local >= 0) & (local < experts), local, experts)  # elsewhere: the last
@@ -174,7 +174,7 @@ def cases() -> list[Case]:
         case
         for dtype in ("bf16", "fp16")
         for experts, hidden, intermediate in ((8, 4096, 14336), (128, 2048, 768))
-        for rows in (_FEW_ROWS, _MANY_ROWS)
+        for rows in (ROWS_FEW, ROWS_MANY)
         for case in _cases(dtype, experts, hidden, intermediate, rows)
     ]
 

@@ -17,7 +17,7 @@ import triton.language as tl
 from kernels.ahead import Case
 
 # Rows of a tile for few tokens (decode) and for many (prefill).
-_FEW_ROWS, _MANY_ROWS = 16, 64
+ROWS_FEW, ROWS_MANY = 16, 64
 _BLOCK_N, _BLOCK_K = 64, 64
 _WARPS, _STAGES = 4, 3
 
@@ -42,7 +42,7 @@ def _scaled(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torc
     assert scales.shape == (columns,)
     assert all(one.is_contiguous() for one in (x, weight, scales))
     out = torch.empty((tokens, columns), dtype=x.dtype, device=x.device)
-    rows = _FEW_ROWS if tokens <= _FEW_ROWS else _MANY_ROWS
+    rows = ROWS_FEW if tokens <= ROWS_FEW else ROWS_MANY
     grid = (triton.cdiv(tokens, rows), triton.cdiv(columns, _BLOCK_N))
     scaled_matmul_kernel[grid](
         out, x, weight, scales, tokens, inner, columns, rows, _BLOCK_N, _BLOCK_K,
@@ -66,7 +66,7 @@ def matmul_int4(
     assert half & (half - 1) == 0, "a group's size is a power of two"
     assert all(one.is_contiguous() for one in (x, weight, scales, zeros))
     out = torch.empty((tokens, columns), dtype=x.dtype, device=x.device)
-    rows = _FEW_ROWS if tokens <= _FEW_ROWS else _MANY_ROWS
+    rows = ROWS_FEW if tokens <= ROWS_FEW else ROWS_MANY
     grid = (triton.cdiv(tokens, rows), triton.cdiv(columns, _BLOCK_N))
     int4_matmul_kernel[grid](
         out, x, weight, scales, zeros, tokens, inner, columns, half, rows, _BLOCK_N,
@@ -133,7 +133,7 @@ def cases() -> list[Case]:
     """gate · up of Llama 3.1 8B, for few and many tokens; groups of 128 and 32."""
     return [
         case
-        for rows in (_FEW_ROWS, _MANY_ROWS)
+        for rows in (ROWS_FEW, ROWS_MANY)
         for dtype in ("bf16", "fp16")
         for case in _cases(dtype, {"INNER": 4096, "COLUMNS": 28672, "BLOCK_M": rows})
     ]
