@@ -60,12 +60,17 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             not yet been measured on one. What it is, the log says. Default torch.
         eager: Launch the work of decoding piece by piece instead of by CUDA graphs: slower, starts
             sooner and takes less memory. Only `triton` has graphs. Default false.
-        threads: CPU threads that compute. Default 1.
+        tensor_parallel: How many ranks share the model, each with its part of every layer and of
+            the KV cache, for a model that one GPU does not hold. Each is a process; rank r has
+            cuda:r, so device is `cuda`, or `cpu`. It must divide the model's number of KV heads.
+            Default 1.
+        threads: CPU threads that compute, on each rank. Default 1.
         block_size: Tokens a KV block. Default 16.
         kv_cache_blocks: Blocks of the KV cache; together they must hold one whole context.
             Default: on a GPU as many as fit, on a CPU 2048.
         memory_fraction: Share of the GPU's memory that may be in use, by whomever, once the KV
-            cache has taken what is left. Not looked at where kv_cache_blocks is given. Default 0.9.
+            cache has taken what is left; of several GPUs, the fullest decides. Not looked at where
+            kv_cache_blocks is given. Default 0.9.
         max_batched_tokens: Tokens one step computes at most; at least max_running_sequences.
             Default 512.
         max_running_sequences: Sequences computed at the same time. Default 32.
@@ -77,6 +82,7 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     device: Annotated[str, Meta(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
     backend: Literal["torch", "triton"] = "torch"
     eager: bool = False
+    tensor_parallel: Positive = 1
     threads: Positive = 1
     block_size: Positive = 16
     kv_cache_blocks: Positive | None = None
@@ -167,6 +173,11 @@ class ReplicaConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ValueError(
                 f"engine.max_batched_tokens ({engine.max_batched_tokens}) must be at least "
                 f"engine.max_running_sequences ({engine.max_running_sequences})"
+            )
+        if engine.tensor_parallel > 1 and ":" in engine.device:
+            raise ValueError(
+                f"engine.device ({engine.device}) must be cuda or cpu with "
+                f"engine.tensor_parallel ({engine.tensor_parallel}): rank r has cuda:r"
             )
         if engine.told_blocks is not None:
             self.check_context_fits(engine.told_blocks)

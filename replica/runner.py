@@ -37,6 +37,7 @@ from replica.models.config import ModelConfig
 from replica.models.decoder import StepTensors
 from replica.models.dtype import resolve_dtype
 from replica.models.registry import Model
+from replica.parallel.shard import WHOLE, Shard
 from replica.weights.load import Progress, load_model, open_source
 
 _LOG = logging.getLogger(__name__)
@@ -73,9 +74,11 @@ class ModelRunner:
         limits: RunnerLimits,
         num_blocks: int,
         steps_in_flight_max: int = 1,
+        shard: Shard = WHOLE,
     ) -> None:
         """
         Args:
+            model: This rank's share of it.
             num_blocks: Of the KV cache; `resize_cache` changes it before the first step.
             steps_in_flight_max: How many steps to start before the first one's result is taken.
         """
@@ -84,6 +87,7 @@ class ModelRunner:
         self._ops = ops
         self._device = device
         self._limits = limits
+        self._shard = shard
         self.dtype = dtype
         self.steps_in_flight_max = steps_in_flight_max
         self._graphs: DecodeGraphs | None = None
@@ -113,6 +117,7 @@ class ModelRunner:
         memory_fraction: float | None = None,
         max_model_len: int | None = None,
         eager: bool = False,
+        shard: Shard = WHOLE,
         progress: Progress | None = None,
     ) -> "ModelRunner":
         """The model at `path`, ready to run.
@@ -128,6 +133,8 @@ class ModelRunner:
             memory_fraction: The KV cache gets what is left of this share of the GPU's memory.
             max_model_len: Shortens the model's context; None keeps it.
             eager: Do without CUDA graphs.
+            shard: Which part of the model. All ranks load at the same time, with equal arguments
+                but for the device.
             progress: Told (fraction, message) while loading and warming up.
 
         Raises:
@@ -154,6 +161,7 @@ class ModelRunner:
             device=on,
             ops=ops,
             max_model_len=max_model_len,
+            shard=shard,
             progress=_part(progress, 0.0, 0.7),
         )
         limits = RunnerLimits(
@@ -169,6 +177,7 @@ class ModelRunner:
             limits=limits,
             num_blocks=num_blocks or -(-max_batched_tokens // block_size),
             steps_in_flight_max=STEPS_IN_FLIGHT_MAX if on.type == "cuda" else 1,
+            shard=shard,
         )
         if memory_fraction is not None:
             runner.fit_cache(CudaMemory(on), memory_fraction)
@@ -254,7 +263,7 @@ class ModelRunner:
             step_bytes=step_bytes,
             bytes_per_block=self.kv_cache_bytes_per_block,
         )
-        self.resize_cache(blocks - 1)
+        self.resize_cache(self._shard.minimum(blocks - 1))
 
     def _rehearsal(self, tokens: int) -> Rehearsal:
         return Rehearsal(

@@ -31,7 +31,7 @@ EXIT_COULD_NOT_START = 1
 EXIT_CRASHED = 2
 EXIT_PARENT_DIED = 3
 
-_STDIN = 0
+STDIN = 0
 
 Progress = Callable[[float], None]
 BuildRunner = Callable[[ReplicaConfig, Progress], Runner]
@@ -66,8 +66,8 @@ def main(build_runner: BuildRunner) -> int:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="engine: %(levelname)s %(message)s"
     )
-    start = msgspec.json.decode(_read_line(_STDIN), type=EngineStart)
-    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+    start = msgspec.json.decode(read_line(STDIN), type=EngineStart)
+    threading.Thread(target=end_with_parent, name="parent-watch", daemon=True).start()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         return run_engine(start, context, build_runner)
@@ -102,11 +102,11 @@ def run_engine(
             send(Loading(fraction=0.0))
             runner = build_runner(start.config, lambda fraction: send(Loading(fraction=fraction)))
         except (OSError, ValueError) as error:
-            send(Failed(line=_one_line(error)))
+            send(Failed(line=one_line(error)))
             return EXIT_COULD_NOT_START
         except Exception as error:  # noqa: BLE001 (the process's outermost edge)
             traceback.print_exc()
-            send(Failed(line=f"loading failed: {type(error).__name__}: {_one_line(error)}"))
+            send(Failed(line=f"loading failed: {type(error).__name__}: {one_line(error)}"))
             return EXIT_COULD_NOT_START
         EngineLoop(
             scheduler=build_scheduler(start.config, runner.num_blocks),
@@ -139,7 +139,8 @@ def build_scheduler(config: ReplicaConfig, num_blocks: int) -> Scheduler:
     return Scheduler(limits=limits, pool=BlockPool(num_blocks, engine.block_size))
 
 
-def _read_line(descriptor: int) -> bytes:
+def read_line(descriptor: int) -> bytes:
+    """The first line, or what there is of it at the stream's end."""
     # Not sys.stdin: a thread that waits in its buffer's lock makes the interpreter's end fatal.
     line = b""
     while not line.endswith(b"\n") and (more := os.read(descriptor, 1 << 16)):
@@ -147,11 +148,13 @@ def _read_line(descriptor: int) -> bytes:
     return line
 
 
-def _end_with_parent() -> None:
-    while os.read(_STDIN, 4096):
+def end_with_parent() -> None:
+    """Ends this process when its standard input does; runs in a thread of its own."""
+    while os.read(STDIN, 4096):
         pass
     os._exit(EXIT_PARENT_DIED)  # the main thread may be anywhere, loading or computing
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What it says, without line breaks; its name if it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -22,6 +22,7 @@ from replica.models.config import ModelConfig
 from replica.models.linear import Linear
 from replica.models.mlp import Mlp, TensorReader, mlp_shapes, read_mlp
 from replica.models.rope import rope_table
+from replica.parallel.shard import Shard, columns_of, part_of, share_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,18 +69,35 @@ class Decoder:
     """Weights and forward pass. The KV cache belongs to the caller."""
 
     def __init__(
-        self, config: ModelConfig, read: TensorReader, device: torch.device, ops: Operations
+        self,
+        config: ModelConfig,
+        read: TensorReader,
+        device: torch.device,
+        ops: Operations,
+        shard: Shard,
     ) -> None:
         """
         Args:
+            config: The shape of the whole; ours is that of this rank's share.
             read: Gives a tensor of `tensor_shapes(config)` by name, in the dtype to compute in.
+
+        Raises:
+            ValueError: the model cannot be divided among the ranks.
         """
-        self.config = config
+        self.config = share_of(config, shard)
         self._ops = ops
+        self._shard = shard
         self._embedding = read("model.embed_tokens.weight")
-        self._layers = [_read_layer(config, read, index) for index in range(config.num_layers)]
+        self._layers = [
+            _read_layer(config, read, index, shard) for index in range(config.num_layers)
+        ]
         self._norm = read("model.norm.weight")
-        self._head = Linear(self._embedding if config.tied_embeddings else read("lm_head.weight"))
+        said = columns_of(config.vocab_size, shard.rank, shard.size)
+        self._head = Linear(
+            self._embedding[said.start : said.stop]
+            if config.tied_embeddings
+            else read("lm_head.weight", rows=said)
+        )
         self._cosine, self._sine = rope_table(
             config.rope, config.head_dim, config.max_model_len, device
         )
@@ -91,7 +109,7 @@ class Decoder:
         Args:
             kv_caches: One [2, blocks, block_size, kv_heads, head_dim] a layer.
         """
-        config, ops = self.config, self._ops
+        config, ops, shard = self.config, self._ops, self._shard
         cosine, sine = self._cosine[step.positions], self._sine[step.positions]
         residual = functional.embedding(step.token_ids, self._embedding)
         x = ops.rms_norm(residual, self._layers[0].attention_norm, config.norm_eps)
@@ -104,13 +122,13 @@ class Decoder:
                 self._norm_heads(qkv, config.num_heads, config.num_kv_heads, layer.key_norm)
             query = ops.rope_and_cache_write(qkv, cosine, sine, kv_cache, step.slots)
             attended = self._attend(query, kv_cache, step, config.windows[index])
-            x = layer.output(attended.view(len(x), -1))
+            x = shard.all_reduce(layer.output(attended.view(len(x), -1)))
             x, residual = ops.add_rms_norm(x, residual, layer.mlp_norm, config.norm_eps)
-            x = layer.mlp(x, ops)
+            x = shard.all_reduce(layer.mlp(x, ops))
         if step.logit_rows is not None:
             x, residual = x[step.logit_rows], residual[step.logit_rows]
         x, _ = ops.add_rms_norm(x, residual, self._norm, config.norm_eps)
-        return self._head(x)
+        return shard.gather_columns(self._head(x), config.vocab_size)
 
     def _norm_heads(self, qkv: torch.Tensor, first: int, count: int, weight: torch.Tensor) -> None:
         """Each of these heads by itself, in place."""
@@ -155,26 +173,32 @@ class Decoder:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _read_layer(config: ModelConfig, read: TensorReader, index: int) -> _Layer:
+def _read_layer(config: ModelConfig, read: TensorReader, index: int, shard: Shard) -> _Layer:
     prefix = f"model.layers.{index}."
+    attention = f"{prefix}self_attn."
+    queries = part_of(config.num_heads * config.head_dim, shard)
+    keys = part_of(config.num_kv_heads * config.head_dim, shard)
+    parts = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
 
-    def linear(names: tuple[str, ...], with_bias: bool) -> Linear:
-        weights = [read(f"{prefix}{name}.weight") for name in names]
-        biases = [read(f"{prefix}{name}.bias") for name in names] if with_bias else None
-        return Linear(torch.cat(weights), torch.cat(biases) if biases else None)
+    def qkv(kind: str) -> torch.Tensor:
+        return torch.cat([read(f"{attention}{one}.{kind}", rows=parts[one]) for one in parts])
 
     def head_norm(name: str) -> torch.Tensor | None:
-        return read(f"{prefix}self_attn.{name}.weight") if config.head_norms else None
+        return read(f"{attention}{name}.weight") if config.head_norms else None
 
-    qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    # Part of a sum: its bias is added once.
+    has_output_bias = config.output_bias and shard.rank == 0
     return _Layer(
         attention_norm=read(f"{prefix}input_layernorm.weight"),
-        qkv=linear(qkv, config.qkv_bias),
+        qkv=Linear(qkv("weight"), qkv("bias") if config.qkv_bias else None),
         query_norm=head_norm("q_norm"),
         key_norm=head_norm("k_norm"),
-        output=linear(("self_attn.o_proj",), config.output_bias),
+        output=Linear(
+            read(f"{attention}o_proj.weight", columns=queries),
+            read(f"{attention}o_proj.bias") if has_output_bias else None,
+        ),
         mlp_norm=read(f"{prefix}post_attention_layernorm.weight"),
-        mlp=read_mlp(config, read, index),
+        mlp=read_mlp(config, read, index, shard),
     )
 
 

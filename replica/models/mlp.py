@@ -1,22 +1,29 @@
 """The second half of a decoder layer: one gated MLP, or several of which each token takes a few."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from kernels.operations import Operations
-from replica.models.config import ModelConfig
+from replica.models.config import ExpertsConfig, ModelConfig
 from replica.models.linear import Linear
+from replica.parallel.shard import Shard, part_of
 
-TensorReader = Callable[[str], torch.Tensor]
 _DENSE = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+class TensorReader(Protocol):
+    def __call__(
+        self, name: str, *, rows: range | None = None, columns: range | None = None
+    ) -> torch.Tensor:
+        """A tensor by name, or those rows and columns of it."""
 
 
 class Mlp(Protocol):
     def __call__(self, x: torch.Tensor, ops: Operations) -> torch.Tensor:
-        """[tokens, hidden] in, the same out."""
+        """[tokens, hidden] in, the same out: this rank's part of the sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,39 +37,63 @@ class DenseMlp:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """Shapes of the weights: see `kernels.torch_ops.moe`."""
+    """The experts this rank holds. Shapes of the weights: see `kernels.torch_ops.moe`."""
 
     router: Linear
     gate_up: torch.Tensor
     down: torch.Tensor
     top_k: int
     renormalise: bool
+    first_expert: int
 
     def __call__(self, x: torch.Tensor, ops: Operations) -> torch.Tensor:
-        logits = self.router(x)
-        return ops.moe(x, logits, self.gate_up, self.down, self.top_k, renormalise=self.renormalise)
-
-
-def read_mlp(config: ModelConfig, read: TensorReader, index: int) -> Mlp:
-    """Layer `index`'s."""
-    prefix, experts = f"model.layers.{index}.", config.experts
-    if experts is None or not experts.layers[index]:
-        gate, up, down = (read(f"{prefix}{name}.weight") for name in _DENSE)
-        biases = [read(f"{prefix}{name}.bias") for name in _DENSE] if config.mlp_bias else None
-        if biases is None:
-            return DenseMlp(Linear(torch.cat([gate, up]), None), Linear(down, None))
-        return DenseMlp(
-            Linear(torch.cat([gate, up]), torch.cat(biases[:2])), Linear(down, biases[2])
+        return ops.moe(
+            x,
+            self.router(x),
+            self.gate_up,
+            self.down,
+            self.top_k,
+            renormalise=self.renormalise,
+            first_expert=self.first_expert,
         )
+
+
+def read_mlp(config: ModelConfig, read: TensorReader, index: int, shard: Shard) -> Mlp:
+    """This rank's part of layer `index`'s.
+
+    Args:
+        config: The shape of the whole.
+    """
+    prefix = f"model.layers.{index}."
+    if config.experts is not None and config.experts.layers[index]:
+        return _read_experts(config.experts, read, prefix, part_of(config.experts.count, shard))
+    gate, up, down = (f"{prefix}{name}" for name in _DENSE)
+    inner = part_of(config.intermediate_size, shard)
+    gate_up = torch.cat([read(f"{name}.weight", rows=inner) for name in (gate, up)])
+    down_weight = read(f"{down}.weight", columns=inner)
+    if not config.mlp_bias:
+        return DenseMlp(Linear(gate_up), Linear(down_weight))
+    biases = torch.cat([read(f"{name}.bias", rows=inner) for name in (gate, up)])
+    # Part of a sum: added once.
+    down_bias = read(f"{down}.bias") if shard.rank == 0 else None
+    return DenseMlp(Linear(gate_up, biases), Linear(down_weight, down_bias))
+
+
+def _read_experts(experts: ExpertsConfig, read: TensorReader, prefix: str, held: range) -> Experts:
     names = experts.names
-    router = Linear(read(f"{prefix}{names.router}.weight"), None)
-    gate_up, down_all = [], []
-    for expert in range(experts.count):
+    router = Linear(read(f"{prefix}{names.router}.weight"))
+    gate_up, down = [], []
+    for expert in held:
         where = f"{prefix}{names.experts}.{expert}."
         gate_up.append(torch.cat([read(f"{where}{one}.weight") for one in (names.gate, names.up)]))
-        down_all.append(read(f"{where}{names.down}.weight"))
+        down.append(read(f"{where}{names.down}.weight"))
     return Experts(
-        router, torch.stack(gate_up), torch.stack(down_all), experts.per_token, experts.renormalise
+        router=router,
+        gate_up=torch.stack(gate_up),
+        down=torch.stack(down),
+        top_k=experts.per_token,
+        renormalise=experts.renormalise,
+        first_expert=held.start,
     )
 
 

@@ -11,10 +11,11 @@ from replica.models import decoder
 from replica.models.config import ModelConfig
 from replica.models.errors import UnsupportedModel
 from replica.models.mlp import TensorReader
+from replica.parallel.shard import Shard
 
 
 class Model(Protocol):
-    """What the runner needs of a network."""
+    """What the runner needs of a network. `config` is the shape of this rank's share."""
 
     config: ModelConfig
 
@@ -23,10 +24,10 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """How to build one: the tensors it needs, and the constructor that reads them."""
+    """How to build one: the tensors it needs, and the constructor that reads a rank's part."""
 
     tensor_shapes: Callable[[ModelConfig], Mapping[str, tuple[int, ...]]]
-    build: Callable[[ModelConfig, TensorReader, torch.device, Operations], Model]
+    build: Callable[[ModelConfig, TensorReader, torch.device, Operations, Shard], Model]
 
 
 _DECODER = Architecture(tensor_shapes=decoder.tensor_shapes, build=decoder.Decoder)

@@ -71,8 +71,17 @@ class GgufSource:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: self._shapes[gguf_name] for name, gguf_name in self._names.items()}
 
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor in fp32."""
+    def read(
+        self, name: str, *, rows: range | None = None, columns: range | None = None
+    ) -> torch.Tensor:
+        """The tensor, or a copy of a part of it, in fp32; all of it is dequantised for that."""
+        whole = self._read_whole(name)
+        part = whole if rows is None else whole[rows.start : rows.stop]
+        if columns is not None:
+            part = part[:, columns.start : columns.stop]
+        return part if part.shape == whole.shape else part.clone()
+
+    def _read_whole(self, name: str) -> torch.Tensor:
         tensor = torch.from_numpy(self._file.read(self._names[name]))
         if self._file.metadata.get("general.architecture") != _INTERLEAVED:
             return tensor

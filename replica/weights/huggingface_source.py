@@ -43,10 +43,19 @@ class HuggingFaceSource:
             name: tuple(shard.get_slice(name).get_shape()) for name, shard in self._tensors.items()
         }
 
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor in the dtype of the file."""
-        tensor: torch.Tensor = self._tensors[name].get_tensor(name)
-        return tensor
+    def read(
+        self, name: str, *, rows: range | None = None, columns: range | None = None
+    ) -> torch.Tensor:
+        """The tensor, or a part of it, in the dtype of the file; only that is read."""
+        shard = self._tensors[name]
+        if rows is None and columns is None:
+            whole: torch.Tensor = shard.get_tensor(name)
+            return whole
+        taken = [slice(None) if rows is None else slice(rows.start, rows.stop)]
+        if columns is not None:
+            taken.append(slice(columns.start, columns.stop))
+        part: torch.Tensor = shard.get_slice(name)[tuple(taken)]
+        return part
 
 
 def _weight_files(directory: Path) -> list[Path]:

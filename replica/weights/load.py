@@ -12,6 +12,7 @@ from prompt.errors import ModelFileError
 from replica.models.config import ModelConfig
 from replica.models.errors import WrongTensor
 from replica.models.registry import Model, architecture
+from replica.parallel.shard import WHOLE, Shard
 from replica.weights.gguf_source import GgufSource
 from replica.weights.huggingface_source import HuggingFaceSource
 
@@ -27,7 +28,11 @@ class TensorSource(Protocol):
 
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 
-    def read(self, name: str) -> torch.Tensor: ...
+    def read(
+        self, name: str, *, rows: range | None = None, columns: range | None = None
+    ) -> torch.Tensor:
+        """The tensor, or those rows and columns of it; no more of it is kept."""
+        ...
 
 
 def open_source(path: Path) -> TensorSource:
@@ -50,15 +55,18 @@ def load_model(
     device: torch.device,
     ops: Operations,
     max_model_len: int | None = None,
+    shard: Shard = WHOLE,
     progress: Progress | None = None,
 ) -> Model:
-    """The network of `source`, its weights in `dtype` on `device`.
+    """The network of `source`, its weights in `dtype` on `device`; on every rank, or on none.
 
     Args:
         ops: What it computes with.
         max_model_len: Shortens the model's context; None keeps it.
+        shard: Which part of it.
 
     Raises:
+        ValueError: the model cannot be divided among the ranks, or another rank cannot load.
         UnsupportedModel: no such architecture.
         WrongTensor: a tensor is missing, unknown or of the wrong shape; it names the first.
         ModelFileError: a tensor cannot be decoded.
@@ -69,18 +77,19 @@ def load_model(
     built = architecture(config.architecture)
     expected = built.tensor_shapes(config)
     _check_shapes(source.where, expected, source.shapes())
-    done = 0
+    unread = set(expected)
 
-    def read(name: str) -> torch.Tensor:
-        nonlocal done
+    def read(name: str, *, rows: range | None = None, columns: range | None = None) -> torch.Tensor:
         if progress is not None:
-            progress(done / len(expected), f"reading {name}")
-        done += 1
-        return source.read(name).to(device=device, dtype=dtype)
+            progress(1 - len(unread) / len(expected), f"reading {name}")
+        unread.remove(name)
+        tensor = source.read(name, rows=rows, columns=columns)
+        return tensor.to(device=device, dtype=dtype)
 
     with torch.inference_mode():
-        model = built.build(config, read, device, ops)
-    assert done == len(expected), f"{done} tensors read of {len(expected)}"
+        model = built.build(config, read, device, ops, shard)
+    assert shard.size > 1 or not unread, f"nobody reads {sorted(unread)}"
+    shard.minimum(0)  # nobody computes before all can
     if progress is not None:
         progress(1.0, "weights are loaded")
     return model

@@ -40,6 +40,11 @@ def test_a_full_configuration_is_read_and_a_short_one_has_the_same_defaults() ->
         ({"engine": {"block_size": 0}}, r">= 1 - at `\$\.engine\.block_size`"),
         ({"engine": {"device": "tpu"}}, r"at `\$\.engine\.device`"),
         ({"engine": {"backend": "cuda"}}, r"at `\$\.engine\.backend`"),
+        ({"engine": {"tensor_parallel": 0}}, r">= 1 - at `\$\.engine\.tensor_parallel`"),
+        (
+            {"engine": {"tensor_parallel": 2, "device": "cuda:1"}},
+            r"engine\.device \(cuda:1\) must be cuda or cpu with engine\.tensor_parallel \(2\)",
+        ),
         ({"listen": {"port": 70000}}, r"at `\$\.listen\.port`"),
         ({"load_reports": {"endpoint": "x", "interval_s": 0}}, r"\$\.load_reports\.interval_s"),
         ({"engine": {"max_batched_tokens": 8}}, "must be at least engine.max_running_sequences"),

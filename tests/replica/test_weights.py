@@ -226,6 +226,25 @@ def test_a_damaged_gguf_file_is_refused(
         load(file)
 
 
+@pytest.mark.parametrize("kind", ["directory", "file"])
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [(range(8, 16), None), (None, range(3, 64)), (range(2, 9), range(1, 5)), (range(16), None)],
+    ids=str,
+)
+def test_a_part_of_a_tensor_is_that_part_of_the_whole_and_nothing_else(
+    directory: Path, tmp_path: Path, kind: str, rows: range | None, columns: range | None
+) -> None:
+    write_gguf(directory, tmp_path / "tiny.gguf")
+    source = open_source(directory if kind == "directory" else tmp_path / "tiny.gguf")
+    whole = open_source(directory).read(K_PROJ)
+    expected = whole[rows.start : rows.stop] if rows else whole
+    expected = expected[:, columns.start : columns.stop] if columns else expected
+    part = source.read(K_PROJ, rows=rows, columns=columns)
+    torch.testing.assert_close(part, expected, rtol=0, atol=0)
+    assert part.untyped_storage().nbytes() == 4 * expected.numel()
+
+
 def test_loading_tells_how_far_it_is(directory: Path) -> None:
     told: list[tuple[float, str]] = []
     load_model(

@@ -1,0 +1,1 @@
+"""One replica over several processes, each with its share of the model."""
