@@ -1,5 +1,6 @@
 """Scheduler and real network together: tokens equal transformers' however the work is cut."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from replica.core.block_pool import BlockPool
 from replica.core.limits import SchedulerLimits
-from replica.core.plan import SamplingParams
+from replica.core.plan import SamplingParams, Step
 from replica.core.scheduler import Scheduler
 from replica.core.sequence import Finish, SequenceRequest
 from replica.runner import ModelRunner
@@ -34,6 +35,7 @@ class Engine:
     max_batched_tokens: int = 4096
     max_running_sequences: int = 8
     prefix_cache: bool = True
+    in_flight: deque[Step] = field(default_factory=deque)
     tokens: dict[int, list[int]] = field(default_factory=dict)
     finishes: dict[int, Finish] = field(default_factory=dict)
     cached: dict[int, set[int]] = field(default_factory=dict)
@@ -70,10 +72,14 @@ class Engine:
     def step(self) -> bool:
         """One step; False when there was nothing to do."""
         plan = self.scheduler.schedule(0.0)
-        if plan is None:
+        if plan is not None:
+            assert plan.num_tokens <= self.max_batched_tokens
+            self.in_flight.append(self.runner.start(plan))
+            if len(self.in_flight) < self.runner.steps_in_flight_max:
+                return True
+        if not self.in_flight:
             return False
-        assert plan.num_tokens <= self.max_batched_tokens
-        for output in self.scheduler.apply(self.runner.run(plan), 0.0):
+        for output in self.scheduler.apply(self.in_flight.popleft().result(), 0.0):
             self.tokens[output.sequence_id].append(output.token_id)
             self.cached[output.sequence_id].add(output.cached_tokens)
             if output.finish is not None:
@@ -138,6 +144,14 @@ def test_a_batch_in_whole_prompts_gives_transformers_tokens(tiny: Tiny) -> None:
     assert engine.run(PROMPTS) == tiny[1]
     assert engine.scheduler.counters.preemptions == 0
     assert engine.scheduler.counters.prefix_hits > 0
+
+
+def test_steps_started_ahead_give_the_same_tokens_chunked_and_preempted(tiny: Tiny) -> None:
+    runner = load(tiny[0], TIGHT)
+    runner.steps_in_flight_max = 2
+    engine = Engine(runner, blocks=TIGHT, max_batched_tokens=13)
+    assert engine.run(PROMPTS) == tiny[1]
+    assert engine.scheduler.counters.preemptions > 0
 
 
 def test_without_prefix_cache_the_tokens_are_the_same(tiny: Tiny) -> None:
