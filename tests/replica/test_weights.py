@@ -137,6 +137,7 @@ def test_a_missing_file_is_named(directory: Path) -> None:
         load(directory / "config.json")
 
 
+LLAMA3 = TINY_MODELS["nine heads on three, tied, llama3 rope, own head_dim"]
 MIXTRAL = TINY_MODELS["mixtral, two of four experts"]
 # llama.cpp knows no others: all layers have experts, whose probabilities are made to add up to 1.
 QWEN3_MOE = TINY_MODELS["qwen3 moe, three of eight experts, one dense layer"] | {
@@ -149,6 +150,7 @@ QWEN3_MOE = TINY_MODELS["qwen3 moe, three of eight experts, one dense layer"] | 
     "shape",
     [
         pytest.param(SHAPE, id="llama"),
+        pytest.param(LLAMA3, id="llama 3.1"),
         pytest.param(TINY_MODELS["mistral without a window"], id="mistral"),
         pytest.param(TINY_MODELS["qwen2, tied"], id="qwen2"),
         pytest.param(TINY_MODELS["qwen3, own head_dim"], id="qwen3"),
@@ -224,11 +226,12 @@ def test_experts_that_are_not_what_the_metadata_says_are_refused(
         load(tmp_path / "tiny.gguf")
 
 
-def test_experts_in_a_dense_architecture_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["expert_count", "sliding_window"])
+def test_what_a_dense_gguf_file_may_not_have_is_refused(key: str, tmp_path: Path) -> None:
     directory = tmp_path / "huggingface"
     save_tiny_model(directory, **TINY_MODELS["qwen3, own head_dim"])
-    write_gguf(directory, tmp_path / "tiny.gguf", metadata={"expert_count": 4})
-    with pytest.raises(UnsupportedModel, match="expert_count 4 is not supported"):
+    write_gguf(directory, tmp_path / "tiny.gguf", metadata={key: 4})
+    with pytest.raises(UnsupportedModel, match=f"{key} 4 is not supported"):
         load(tmp_path / "tiny.gguf")
 
 

@@ -1,6 +1,7 @@
 """Writes a tiny model's Hugging Face directory as the GGUF file that llama.cpp makes of it."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -94,9 +95,28 @@ def _tensors(
                 pairs = tensor.view(config[key], 2, -1, tensor.shape[1])
                 tensor = pairs.transpose(1, 2).reshape(tensor.shape)
         yield names.get_name(name, try_suffixes=(".weight", ".bias")), tensor
+    rope = config["rope_parameters"]
+    if rope["rope_type"] == "llama3":
+        yield "rope_freqs.weight", _llama3_divisors(rope, config["head_dim"])
     for name, matrices in experts.items():
         if merged_experts:
             yield f"{name}_exps.weight", torch.stack([matrices[i] for i in range(len(matrices))])
         else:
             for number, matrix in matrices.items():
                 yield f"{name}.{number}.weight", matrix
+
+
+def _llama3_divisors(rope: dict[str, Any], head_dim: int) -> torch.Tensor:
+    """What llama.cpp writes in place of Llama 3's rule: a divisor for each frequency."""
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    context, divisors = rope["original_max_position_embeddings"], []
+    for index in range(0, head_dim, 2):
+        wavelength = 2 * math.pi * rope["rope_theta"] ** (index / head_dim)
+        if wavelength < context / high:
+            divisors.append(1.0)
+        elif wavelength > context / low:
+            divisors.append(rope["factor"])
+        else:
+            smooth = (context / wavelength - low) / (high - low)
+            divisors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    return torch.tensor(divisors)
