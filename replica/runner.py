@@ -173,8 +173,9 @@ class ModelRunner:
         if memory_fraction is not None:
             runner.fit_cache(CudaMemory(on), memory_fraction)
         if on.type == "cuda":
-            graphs = backend == "triton" and not eager
-            runner.warm_up(CudaRecorder() if graphs else None, _part(progress, 0.7, 1.0))
+            runner.warm_up(_part(progress, 0.7, 0.85))
+            if backend == "triton" and not eager:
+                runner.record_decodes(CudaRecorder(), _part(progress, 0.85, 1.0))
         _LOG.info(
             "%s: %s on %s, backend %s, decoding %s, %d KV blocks of %d tokens, ready in %.1f s",
             path.name,
@@ -265,30 +266,27 @@ class ModelRunner:
             num_blocks=self.num_blocks,
         )
 
-    def warm_up(self, recorder: Recorder | None, progress: Progress | None = None) -> None:
-        """Compiles what steps need, so that none waits for a compiler, and records the decodes.
-
-        Args:
-            recorder: None: decodes are not recorded, each is launched piece by piece.
-        """
-        tell = _part(progress, 0.0, 1.0)
-        tell(0.0, "compiling kernels")
-        for plan in all_kinds(self._rehearsal(self._limits.max_batched_tokens)):
+    def warm_up(self, progress: Progress | None = None) -> None:
+        """Runs every kind of step there is, so that none later waits for a compiler."""
+        plans = list(all_kinds(self._rehearsal(self._limits.max_batched_tokens)))
+        for done, plan in enumerate(plans):
             self.run(plan)
-        if recorder is not None:
-            graphs = DecodeGraphs(
-                recorder,
-                graph_sizes(self._limits.max_running_sequences),
-                device=self._device,
-                nobodys_row=self._tables.nobodys_row,
-                nobodys_slot=self.num_blocks * self.block_size,
-            )
-            with torch.inference_mode():
-                graphs.record(
-                    self._decode, lambda done: tell(0.5 + done / 2, "recording decode steps")
-                )
-            self._graphs = graphs
-        tell(1.0, "ready")
+            if progress is not None:
+                progress((done + 1) / len(plans), "compiling kernels")
+
+    def record_decodes(self, recorder: Recorder, progress: Progress | None = None) -> None:
+        """From now on a step of decodes is one of these, replayed."""
+        graphs = DecodeGraphs(
+            recorder,
+            graph_sizes(self._limits.max_running_sequences),
+            device=self._device,
+            nobodys_row=self._tables.nobodys_row,
+            nobodys_slot=self.num_blocks * self.block_size,
+        )
+        tell = _part(progress, 0.0, 1.0)
+        with torch.inference_mode():
+            graphs.record(self._decode, lambda done: tell(done, "recording decode steps"))
+        self._graphs = graphs
 
     def run(self, plan: StepPlan) -> StepResult:
         """`start` and wait."""
