@@ -8,17 +8,14 @@ What was sampled last stays on the device as well, so that the next step can be 
 anybody has seen it.
 """
 
-import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 
-from kernels.compiles import compiled_kernels, count_compiled_kernels
-from kernels.operations import Operations, operations
+from kernels.compiles import compiled_kernels
+from kernels.operations import Operations
 from replica.core.plan import FinishedStep, Step, StepPlan, StepResult
 from replica.core.scheduler import STEPS_IN_FLIGHT_MAX
 from replica.device.batch import (
@@ -29,17 +26,14 @@ from replica.device.batch import (
     sampling_arrays,
 )
 from replica.device.block_tables import BlockTables
-from replica.device.graphs import CudaRecorder, DecodeGraphs, Recorder, graph_sizes
-from replica.device.memory import CudaMemory, DeviceMemory, blocks_beside
+from replica.device.graphs import DecodeGraphs, Recorder, graph_sizes
+from replica.device.memory import DeviceMemory, blocks_beside
 from replica.device.packing import Array, upload
 from replica.device.rehearsal import Rehearsal, all_kinds, largest_step
 from replica.models.config import ModelConfig
 from replica.models.decoder import StepTensors
-from replica.models.dtype import resolve_dtype
 from replica.models.registry import Model
-from replica.weights.load import Progress, load_model, open_source
-
-_LOG = logging.getLogger(__name__)
+from replica.weights.load import Progress
 
 # What a sequence that is not planned for a while may keep its block table for.
 _TABLE_ROWS_PER_SEQUENCE = 2
@@ -72,10 +66,12 @@ class ModelRunner:
         device: torch.device,
         limits: RunnerLimits,
         num_blocks: int,
+        kv_cache_dtype: torch.dtype | None = None,
         steps_in_flight_max: int = 1,
     ) -> None:
         """
         Args:
+            kv_cache_dtype: `dtype`, or float8_e4m3fn; None: `dtype`.
             num_blocks: Of the KV cache; `resize_cache` changes it before the first step.
             steps_in_flight_max: How many steps to start before the first one's result is taken.
         """
@@ -85,6 +81,7 @@ class ModelRunner:
         self._device = device
         self._limits = limits
         self.dtype = dtype
+        self.kv_cache_dtype = kv_cache_dtype or dtype
         self.steps_in_flight_max = steps_in_flight_max
         self._graphs: DecodeGraphs | None = None
         self._tables = BlockTables(
@@ -97,97 +94,9 @@ class ModelRunner:
         self._sources: dict[int, int] = {}
         self.resize_cache(num_blocks)
 
-    @classmethod
-    def load(
-        cls,
-        path: Path,
-        *,
-        dtype: str = "auto",
-        device: str = "cpu",
-        backend: str = "torch",
-        threads: int | None = None,
-        block_size: int = 16,
-        max_batched_tokens: int = 2048,
-        max_running_sequences: int = 64,
-        num_blocks: int | None = None,
-        memory_fraction: float | None = None,
-        max_model_len: int | None = None,
-        eager: bool = False,
-        progress: Progress | None = None,
-    ) -> "ModelRunner":
-        """The model at `path`, ready to run.
-
-        Args:
-            path: A GGUF file or a Hugging Face directory.
-            dtype: "auto", "float32", "bfloat16" or "float16".
-            device: As torch names it.
-            backend: What computes: "torch" or "triton".
-            threads: torch's CPU threads, for the whole process; None leaves them.
-            block_size, max_batched_tokens, max_running_sequences: See RunnerLimits.
-            num_blocks: The KV cache's size; or give `memory_fraction`, not both.
-            memory_fraction: The KV cache gets what is left of this share of the GPU's memory.
-            max_model_len: Shortens the model's context; None keeps it.
-            eager: Do without CUDA graphs.
-            progress: Told (fraction, message) while loading and warming up.
-
-        Raises:
-            ModelFileError: the files are missing, damaged or of an unsupported model.
-            ValueError: an argument is out of range.
-            BackendUnavailable: the backend cannot run on this device.
-        """
-        if (num_blocks is None) == (memory_fraction is None):
-            raise ValueError("give one of num_blocks and memory_fraction")
-        if threads is not None:
-            torch.set_num_threads(threads)
-        started = time.perf_counter()
-        count_compiled_kernels()
-        on = torch.device(device)
-        if on.type == "cuda":
-            on = torch.device("cuda", on.index or 0)
-            torch.cuda.set_device(on)  # Triton launches on the current one
-        ops = operations(backend, on)
-        source = open_source(path)
-        number_format = resolve_dtype(dtype, on)
-        model = load_model(
-            source,
-            dtype=number_format,
-            device=on,
-            ops=ops,
-            max_model_len=max_model_len,
-            progress=_part(progress, 0.0, 0.7),
-        )
-        limits = RunnerLimits(
-            block_size=block_size,
-            max_batched_tokens=max_batched_tokens,
-            max_running_sequences=max_running_sequences,
-        )
-        runner = cls(
-            model,
-            ops,
-            dtype=number_format,
-            device=on,
-            limits=limits,
-            num_blocks=num_blocks or -(-max_batched_tokens // block_size),
-            steps_in_flight_max=STEPS_IN_FLIGHT_MAX if on.type == "cuda" else 1,
-        )
-        if memory_fraction is not None:
-            runner.fit_cache(CudaMemory(on), memory_fraction)
-        if on.type == "cuda":
-            runner.warm_up(_part(progress, 0.7, 0.85))
-            if backend == "triton" and not eager:
-                runner.record_decodes(CudaRecorder(), _part(progress, 0.85, 1.0))
-        _LOG.info(
-            "%s: %s on %s, backend %s, decoding %s, %d KV blocks of %d tokens, ready in %.1f s",
-            path.name,
-            str(number_format).removeprefix("torch."),
-            on,
-            backend,
-            "eagerly" if runner._graphs is None else "by CUDA graphs",
-            runner.num_blocks,
-            block_size,
-            time.perf_counter() - started,
-        )
-        return runner
+    @property
+    def decodes_are_recorded(self) -> bool:
+        return self._graphs is not None
 
     @property
     def vocab_size(self) -> int:
@@ -213,7 +122,7 @@ class ModelRunner:
 
     @property
     def kv_cache_bytes_per_block(self) -> int:
-        return kv_cache_bytes_per_block(self._model.config, self.block_size, self.dtype)
+        return kv_cache_bytes_per_block(self._model.config, self.block_size, self.kv_cache_dtype)
 
     def resize_cache(self, num_blocks: int) -> None:
         """An empty KV cache of `num_blocks` blocks; what was in it is gone.
@@ -230,7 +139,7 @@ class ModelRunner:
         self.kv_caches += (
             torch.zeros(
                 (2, num_blocks + 1, self.block_size, config.num_kv_heads, config.head_dim),
-                dtype=self.dtype,
+                dtype=self.kv_cache_dtype,
                 device=self._device,
             )
             for _ in range(config.num_layers)
@@ -283,9 +192,13 @@ class ModelRunner:
             nobodys_row=self._tables.nobodys_row,
             nobodys_slot=self.num_blocks * self.block_size,
         )
-        tell = _part(progress, 0.0, 1.0)
+
+        def tell(done: float) -> None:
+            if progress is not None:
+                progress(done, "recording decode steps")
+
         with torch.inference_mode():
-            graphs.record(self._decode, lambda done: tell(done, "recording decode steps"))
+            graphs.record(self._decode, tell)
         self._graphs = graphs
 
     def run(self, plan: StepPlan) -> StepResult:
@@ -406,13 +319,3 @@ def kv_cache_bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.
     """Bytes of keys and values of all layers of one block."""
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
     return per_token * block_size
-
-
-def _part(progress: Progress | None, start: float, end: float) -> Progress:
-    """Tells `progress` of work that is from `start` to `end` of the whole."""
-
-    def tell(fraction: float, message: str) -> None:
-        if progress is not None:
-            progress(start + (end - start) * fraction, message)
-
-    return tell

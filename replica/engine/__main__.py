@@ -7,6 +7,7 @@ from prompt.assets import resolve_model_path
 from prompt.errors import PromptError
 from replica.config import ReplicaConfig
 from replica.engine.process import Progress, main
+from replica.load_runner import load_runner
 from replica.runner import ModelRunner
 
 
@@ -18,7 +19,7 @@ def build_runner(config: ReplicaConfig, progress: Progress) -> ModelRunner:
     """
     blocks = config.engine.told_blocks
     try:
-        runner = ModelRunner.load(
+        runner = load_runner(
             resolve_model_path(config.model.path),
             dtype=config.model.dtype,
             device=config.engine.device,
@@ -30,6 +31,7 @@ def build_runner(config: ReplicaConfig, progress: Progress) -> ModelRunner:
             max_running_sequences=config.engine.max_running_sequences,
             num_blocks=blocks,
             memory_fraction=config.engine.memory_fraction if blocks is None else None,
+            kv_cache_dtype=config.engine.kv_cache_dtype,
             max_model_len=config.model.max_model_len,
             progress=lambda fraction, message: progress(fraction),
         )

@@ -164,7 +164,8 @@ def config_from_huggingface(raw: Mapping[str, Any], where: str) -> ModelConfig:
     if len(architectures) != 1:
         raise UnsupportedModel(f"{where}: architectures is {architectures!r}, not a list of one")
     reader.require("hidden_act", ("silu", "swish"), default="silu")
-    reader.require("quantization_config", (None,), default=None)
+    if not _quantises_only_the_cache(raw.get("quantization_config")):
+        reader.require("quantization_config", (None,), default=None)
     reader.require("pretraining_tp", (1, None), default=1)
     heads = reader.integer("num_attention_heads")
     hidden = reader.integer("hidden_size")
@@ -193,6 +194,21 @@ def config_from_huggingface(raw: Mapping[str, Any], where: str) -> ModelConfig:
         windows=_windows_from_huggingface(reader, family, layers),
         experts=_experts_from_huggingface(reader, family, layers),
     )
+
+
+def _quantises_only_the_cache(settings: object) -> bool:
+    """Whether weights are plain, and scales for a cache of float8 lie beside them.
+
+    Source: compressed-tensors, `QuantizationConfig` (`config_groups` are of weights).
+    """
+    match settings:
+        case {
+            "quant_method": "compressed-tensors",
+            "kv_cache_scheme": {"num_bits": 8, "type": "float", "strategy": "tensor"},
+            **others,
+        }:
+            return not others.get("config_groups")
+    return False
 
 
 def _experts_from_huggingface(

@@ -23,13 +23,25 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """How to build one: the tensors it needs, and the constructor that reads them."""
+    """How to build one: the tensors it needs, and the constructor that reads them.
+
+    Attributes:
+        scale_names: Tensors of one number that a model's files may have; those that are there go to
+            `build` by name.
+    """
 
     tensor_shapes: Callable[[ModelConfig], Mapping[str, tuple[int, ...]]]
-    build: Callable[[ModelConfig, TensorReader, torch.device, Operations], Model]
+    scale_names: Callable[[ModelConfig], frozenset[str]]
+    build: Callable[
+        [ModelConfig, TensorReader, torch.device, Operations, Mapping[str, float]], Model
+    ]
 
 
-_DECODER = Architecture(tensor_shapes=decoder.tensor_shapes, build=decoder.Decoder)
+_DECODER = Architecture(
+    tensor_shapes=decoder.tensor_shapes,
+    scale_names=decoder.scale_names,
+    build=decoder.Decoder,
+)
 _ARCHITECTURES = {
     "LlamaForCausalLM": _DECODER,
     "MistralForCausalLM": _DECODER,

@@ -1,5 +1,6 @@
 """From a model's files to a network ready to run: checks every tensor, then reads them."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +61,8 @@ def load_model(
 
     Raises:
         UnsupportedModel: no such architecture.
-        WrongTensor: a tensor is missing, unknown or of the wrong shape; it names the first.
+        WrongTensor: a tensor is missing, unknown or of the wrong shape, or a scale is not positive;
+            it names the first.
         ModelFileError: a tensor cannot be decoded.
     """
     config = source.config
@@ -68,7 +70,11 @@ def load_model(
         config = replace(config, max_model_len=min(max_model_len, config.max_model_len))
     built = architecture(config.architecture)
     expected = built.tensor_shapes(config)
-    _check_shapes(source.where, expected, source.shapes())
+    found = source.shapes()
+    scales = {
+        name: _read_scale(source, name) for name in sorted(built.scale_names(config) & found.keys())
+    }
+    _check_shapes(source.where, expected, {n: s for n, s in found.items() if n not in scales})
     done = 0
 
     def read(name: str) -> torch.Tensor:
@@ -79,11 +85,21 @@ def load_model(
         return source.read(name).to(device=device, dtype=dtype)
 
     with torch.inference_mode():
-        model = built.build(config, read, device, ops)
+        model = built.build(config, read, device, ops, scales)
     assert done == len(expected), f"{done} tensors read of {len(expected)}"
     if progress is not None:
         progress(1.0, "weights are loaded")
     return model
+
+
+def _read_scale(source: TensorSource, name: str) -> float:
+    tensor = source.read(name)
+    if tensor.numel() != 1:
+        raise WrongTensor(f"{source.where}: tensor {name} {list(tensor.shape)} is not one number")
+    scale = float(tensor.item())
+    if not 0 < scale < math.inf:
+        raise WrongTensor(f"{source.where}: {name} is {scale}, not more than 0 and finite")
+    return scale
 
 
 def _check_shapes(

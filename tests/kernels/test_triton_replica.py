@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from kernels.triton_ops import attention_decode, attention_items, attention_prefill
 from replica.core.plan import SamplingParams
+from replica.load_runner import load_runner
 from replica.runner import ModelRunner
 from tests.kernels.device import DEVICE, INTERPRETED, needs_a_device, needs_the_interpreter
 from tests.kernels.paged_cases import let_ranges_take_tensors
@@ -40,15 +41,20 @@ def prompt(length: int) -> list[int]:
 
 
 def load(
-    directory: Path, backend: str, blocks: int, max_running_sequences: int = 64
+    directory: Path,
+    backend: str,
+    blocks: int,
+    max_running_sequences: int = 64,
+    kv_cache_dtype: str = "auto",
 ) -> ModelRunner:
-    runner = ModelRunner.load(
+    runner = load_runner(
         directory,
         dtype="float32",
         device=DEVICE if backend == "triton" else "cpu",
         backend=backend,
         block_size=BLOCK_SIZE,
         num_blocks=blocks,
+        kv_cache_dtype=kv_cache_dtype,
         max_running_sequences=max_running_sequences,
     )
     for cache in runner.kv_caches:
@@ -56,8 +62,8 @@ def load(
     return runner
 
 
-def driver(directory: Path, backend: str) -> Driver:
-    return Driver(load(directory, backend, 60))
+def driver(directory: Path, backend: str, kv_cache_dtype: str = "auto") -> Driver:
+    return Driver(load(directory, backend, 60, kv_cache_dtype=kv_cache_dtype))
 
 
 @pytest.mark.parametrize(
@@ -77,19 +83,22 @@ def test_greedy_tokens_equal_those_of_torch(shape: str, tmp_path: Path) -> None:
     assert ours.generate(prompts, COUNT, chunk=17) == expected
 
 
-def test_a_cached_prefix_and_sampling_give_what_torch_gives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
+def test_a_cached_prefix_and_sampling_give_what_torch_gives(
+    kv_cache_dtype: str, tmp_path: Path
+) -> None:
     save_tiny_model(tmp_path, layers=LAYERS, **TINY_MODELS["grouped-query, untied"])
     said = []
     for backend in ("triton", "torch"):
-        drive = driver(tmp_path, backend)
+        drive = driver(tmp_path, backend, kv_cache_dtype)
         prefix = prompt(2 * BLOCK_SIZE)
-        table = drive.new_table(len(prefix) + COUNT)
+        table = drive.new_table(len(prefix) + 1)
         drive.generate([prefix], 1, tables=[table])
         later = [*prefix, *prompt(5)]
-        tables = [drive.new_table(len(later) + COUNT, table[:2])]
+        tables = [drive.new_table(len(later) + 2, table[:2])]
         sampling = [SamplingParams(temperature=0.7, top_k=20, top_p=0.9, seed=3)]
         said.append(
-            drive.generate([later], COUNT, tables=tables, cached=len(prefix), sampling=sampling)
+            drive.generate([later], 2, tables=tables, cached=len(prefix), sampling=sampling)
         )
     assert said[0] == said[1]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from replica.core.plan import SamplingParams
+from replica.load_runner import load_runner
 from replica.runner import ModelRunner
 from tests.support.stepped_engine import Engine
 from tests.support.tiny_models import (
@@ -47,7 +48,7 @@ def tiny(
 
 
 def load(directory: Path, blocks: int = 200) -> ModelRunner:
-    runner = ModelRunner.load(directory, dtype="float32", block_size=BLOCK_SIZE, num_blocks=blocks)
+    runner = load_runner(directory, dtype="float32", block_size=BLOCK_SIZE, num_blocks=blocks)
     for cache in runner.kv_caches:
         cache.fill_(torch.nan)  # reading what nobody wrote would show
     return runner
@@ -145,7 +146,7 @@ def test_a_sampled_sequence_survives_preemption_and_company(tiny: Tiny) -> None:
 
 def test_the_embedded_model_preempted_chunked_and_cached_gives_the_tokens_of_a_plain_run() -> None:
     """(That a plain run gives transformers' is in test_golden: this is the half that is quick.)"""
-    runner = ModelRunner.load(
+    runner = load_runner(
         embedded_model_path(), dtype="float32", block_size=BLOCK_SIZE, num_blocks=2 * TIGHT
     )
     prompts = prompts_of(runner.vocab_size)[-2:]

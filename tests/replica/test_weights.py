@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from kernels.operations import operations
 from prompt.errors import ModelFileError
+from replica.load_runner import load_runner
 from replica.models.dtype import resolve_dtype
 from replica.models.errors import UnsupportedModel, WrongTensor
 from replica.runner import ModelRunner
@@ -36,7 +37,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def load(path: Path) -> ModelRunner:
-    return ModelRunner.load(path, dtype="float32", num_blocks=20)
+    return load_runner(path, dtype="float32", num_blocks=20)
 
 
 Tensors = dict[str, torch.Tensor]
@@ -54,6 +55,8 @@ def edit_config(directory: Path, change: dict[str, Any]) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
 
 
+CACHE_SCHEME = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False}
+K_SCALE = "model.layers.2.self_attn.k_scale"
 K_PROJ = "model.layers.1.self_attn.k_proj.weight"
 
 
@@ -69,8 +72,20 @@ K_PROJ = "model.layers.1.self_attn.k_proj.weight"
             lambda t: t.update({"model.layers.1.extra": torch.zeros(2)}),
             r"model.layers.1.extra \[2\] is not part of this model",
         ),
+        (
+            lambda t: t.update({K_SCALE: torch.ones(2)}),
+            rf"{K_SCALE} \[2\] is not one number",
+        ),
+        (
+            lambda t: t.update({K_SCALE: torch.tensor(0.0)}),
+            rf"{K_SCALE} is 0\.0, not more than 0 and finite",
+        ),
+        (
+            lambda t: t.update({K_SCALE.replace("2", "3"): torch.tensor(1.0)}),
+            r"k_scale \[\] is not part of this model",
+        ),
     ],
-    ids=["missing", "wrong shape", "extra"],
+    ids=["missing", "wrong shape", "extra", "two scales", "no scale", "a scale of no layer"],
 )
 def test_a_wrong_tensor_is_named_with_its_shapes(
     directory: Path, edit: Callable[[Tensors], object], message: str
@@ -103,6 +118,16 @@ def test_a_wrong_tensor_is_named_with_its_shapes(
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope scaling 'yarn'"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "factor is None"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "compressed-tensors",
+                    "config_groups": {"group_0": {}},
+                    "kv_cache_scheme": CACHE_SCHEME,
+                }
+            },
+            "quantization_config",
+        ),
         ({"num_hidden_layers": "many"}, "num_hidden_layers is 'many'"),
         ({"num_key_value_heads": 3}, "8 attention heads cannot share 3 KV heads"),
     ],
