@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from prompt.model_files import GgufFile
-from replica.models.config import ModelConfig, config_from_gguf
+from replica.models.config import ModelConfig
+from replica.models.gguf_config import config_from_gguf
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
 _LAYER_NAMES = {
