@@ -1,7 +1,8 @@
 """What each operation must move and compute at least, and so how fast a GPU could do it at best.
 
 Only what has to pass the memory bus is counted: every input once, every output once, and of a KV
-cache what the sequences hold. A multiplication and an addition are two operations.
+cache what the sequences hold, in bytes that may be another number an item (`cache_itemsize`) than
+those of queries (`itemsize`). A multiplication and an addition are two operations.
 
 Source: Williams et al. 2009, "Roofline" (CACM 52/4).
 """
@@ -51,23 +52,33 @@ def silu_mul(tokens: int, intermediate: int, itemsize: int = 2) -> Work:
 
 
 def rope_and_cache_write(
-    tokens: int, heads: int, kv_heads: int, head_dim: int, itemsize: int = 2
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    itemsize: int = 2,
+    cache_itemsize: int = 2,
 ) -> Work:
     """Queries are read and written, keys and values read and written elsewhere; angles in fp32."""
     rows = tokens * head_dim
-    moved = 2 * (heads + 2 * kv_heads) * rows * itemsize + 4 * rows + 8 * tokens
+    read_and_written = 2 * (heads + kv_heads) * itemsize + 2 * kv_heads * cache_itemsize
+    moved = read_and_written * rows + 4 * rows + 8 * tokens
     return Work(moved, 3 * (heads + kv_heads) * rows)
 
 
 def paged_attention_decode(
-    lengths: Sequence[int], heads: int, kv_heads: int, head_dim: int, itemsize: int = 2
+    lengths: Sequence[int],
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    itemsize: int = 2,
+    cache_itemsize: int = 2,
 ) -> Work:
     """Each sequence's keys and values once, for all heads that share them."""
     cached = sum(lengths)
     queries = 2 * len(lengths) * heads * head_dim
-    return Work(
-        (2 * cached * kv_heads * head_dim + queries) * itemsize, 4 * cached * heads * head_dim
-    )
+    keys_values = 2 * cached * kv_heads * head_dim
+    return Work(keys_values * cache_itemsize + queries * itemsize, 4 * cached * heads * head_dim)
 
 
 def paged_attention_prefill(
@@ -77,6 +88,7 @@ def paged_attention_prefill(
     kv_heads: int,
     head_dim: int,
     itemsize: int = 2,
+    cache_itemsize: int = 2,
 ) -> Work:
     """
     Args:
@@ -84,8 +96,9 @@ def paged_attention_prefill(
     """
     # Token i of the n new ones of a context of c sees c - n + i + 1 tokens.
     seen = sum(n * (c - n) + n * (n + 1) // 2 for n, c in zip(new, lengths, strict=True))
-    moved = 2 * sum(lengths) * kv_heads * head_dim + 2 * sum(new) * heads * head_dim
-    return Work(moved * itemsize, 4 * seen * heads * head_dim)
+    keys_values = 2 * sum(lengths) * kv_heads * head_dim
+    queries = 2 * sum(new) * heads * head_dim
+    return Work(keys_values * cache_itemsize + queries * itemsize, 4 * seen * heads * head_dim)
 
 
 def matmul(rows: int, inner: int, columns: int, itemsize: int = 2) -> Work:

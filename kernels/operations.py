@@ -46,6 +46,9 @@ class Operations(Protocol):
         sine: torch.Tensor,
         kv_cache: torch.Tensor,
         slots: torch.Tensor,
+        *,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
     ) -> torch.Tensor: ...
 
     def paged_attention_decode(
@@ -58,6 +61,8 @@ class Operations(Protocol):
         *,
         window: int | None = None,
         soft_cap: float | None = None,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
     ) -> torch.Tensor: ...
 
     def paged_attention_prefill(
@@ -71,6 +76,8 @@ class Operations(Protocol):
         *,
         window: int | None = None,
         soft_cap: float | None = None,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
     ) -> torch.Tensor: ...
 
     def sample(

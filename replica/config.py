@@ -35,7 +35,7 @@ class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         name: The name clients ask for.
         path: A GGUF file, a Hugging Face directory, or `package:NAME/FILE` inside an installed
             Python package.
-        dtype: What weights and KV cache are computed in. `auto`: the device's best.
+        dtype: What weights and activations are computed in. `auto`: the device's best.
         max_model_len: Tokens of context, prompt and answer together. Default 4096.
         aliases: Further names it answers to. Default none.
         generation_config: How to sample where a request does not say. `auto` (default): as the
@@ -71,6 +71,11 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         memory_fraction: Share of the GPU's memory that may be in use, by whomever, once the KV
             cache has taken what is left; of several GPUs, the fullest decides. Not looked at where
             kv_cache_blocks is given. Default 0.9.
+        kv_cache_dtype: What keys and values are kept in. `auto`: the model's dtype. `fp8`:
+            float8_e4m3fn, times each layer's k_scale and v_scale where the model's files have them.
+            A block then takes half the memory that it takes in bfloat16, so that as much memory
+            holds twice the blocks; each key and value is off by up to 1/16, and answers differ a
+            little. On the CPU it is slower. Default auto.
         max_batched_tokens: Tokens one step computes at most; at least max_running_sequences.
             Default 512.
         max_running_sequences: Sequences computed at the same time. Default 32.
@@ -87,6 +92,7 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     block_size: Positive = 16
     kv_cache_blocks: Positive | None = None
     memory_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     max_batched_tokens: Positive = 512
     max_running_sequences: Positive = 32
     max_waiting_sequences: Positive = 256

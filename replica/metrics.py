@@ -124,11 +124,12 @@ class ReplicaMetrics:
 
     def _describe_cache(self, total_blocks: int) -> None:
         config = self._config
+        kept_in = config.engine.kv_cache_dtype
         facts = {
             "block_size": str(config.engine.block_size),
             "num_gpu_blocks": str(total_blocks),
             "enable_prefix_caching": str(config.engine.prefix_cache),
-            "cache_dtype": config.model.dtype,
+            "cache_dtype": config.model.dtype if kept_in == "auto" else kept_in,
             "kv_cache_size_tokens": str(config.engine.block_size * total_blocks),
         }
         Gauge(

@@ -8,17 +8,14 @@ What was sampled last stays on the device as well, so that the next step can be 
 anybody has seen it.
 """
 
-import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 
-from kernels.compiles import compiled_kernels, count_compiled_kernels
-from kernels.operations import Operations, operations
+from kernels.compiles import compiled_kernels
+from kernels.operations import Operations
 from replica.core.plan import FinishedStep, Step, StepPlan, StepResult
 from replica.core.scheduler import STEPS_IN_FLIGHT_MAX
 from replica.device.batch import (
@@ -29,18 +26,15 @@ from replica.device.batch import (
     sampling_arrays,
 )
 from replica.device.block_tables import BlockTables
-from replica.device.graphs import CudaRecorder, DecodeGraphs, Recorder, graph_sizes
-from replica.device.memory import CudaMemory, DeviceMemory, blocks_beside
+from replica.device.graphs import DecodeGraphs, Recorder, graph_sizes
+from replica.device.memory import DeviceMemory, blocks_beside
 from replica.device.packing import Array, upload
 from replica.device.rehearsal import Rehearsal, all_kinds, largest_step
 from replica.models.config import ModelConfig
 from replica.models.decoder import StepTensors
-from replica.models.dtype import resolve_dtype
 from replica.models.registry import Model
 from replica.parallel.shard import WHOLE, Shard
-from replica.weights.load import Progress, load_model, open_source
-
-_LOG = logging.getLogger(__name__)
+from replica.weights.load import Progress
 
 # What a sequence that is not planned for a while may keep its block table for.
 _TABLE_ROWS_PER_SEQUENCE = 2
@@ -73,12 +67,14 @@ class ModelRunner:
         device: torch.device,
         limits: RunnerLimits,
         num_blocks: int,
+        kv_cache_dtype: torch.dtype | None = None,
         steps_in_flight_max: int = 1,
         shard: Shard = WHOLE,
     ) -> None:
         """
         Args:
             model: This rank's share of it.
+            kv_cache_dtype: `dtype`, or float8_e4m3fn; None: `dtype`.
             num_blocks: Of the KV cache; `resize_cache` changes it before the first step.
             steps_in_flight_max: How many steps to start before the first one's result is taken.
         """
@@ -89,6 +85,7 @@ class ModelRunner:
         self._limits = limits
         self._shard = shard
         self.dtype = dtype
+        self.kv_cache_dtype = kv_cache_dtype or dtype
         self.steps_in_flight_max = steps_in_flight_max
         self._graphs: DecodeGraphs | None = None
         self._tables = BlockTables(
@@ -101,101 +98,9 @@ class ModelRunner:
         self._sources: dict[int, int] = {}
         self.resize_cache(num_blocks)
 
-    @classmethod
-    def load(
-        cls,
-        path: Path,
-        *,
-        dtype: str = "auto",
-        device: str = "cpu",
-        backend: str = "torch",
-        threads: int | None = None,
-        block_size: int = 16,
-        max_batched_tokens: int = 2048,
-        max_running_sequences: int = 64,
-        num_blocks: int | None = None,
-        memory_fraction: float | None = None,
-        max_model_len: int | None = None,
-        eager: bool = False,
-        shard: Shard = WHOLE,
-        progress: Progress | None = None,
-    ) -> "ModelRunner":
-        """The model at `path`, ready to run.
-
-        Args:
-            path: A GGUF file or a Hugging Face directory.
-            dtype: "auto", "float32", "bfloat16" or "float16".
-            device: As torch names it.
-            backend: What computes: "torch" or "triton".
-            threads: torch's CPU threads, for the whole process; None leaves them.
-            block_size, max_batched_tokens, max_running_sequences: See RunnerLimits.
-            num_blocks: The KV cache's size; or give `memory_fraction`, not both.
-            memory_fraction: The KV cache gets what is left of this share of the GPU's memory.
-            max_model_len: Shortens the model's context; None keeps it.
-            eager: Do without CUDA graphs.
-            shard: Which part of the model. All ranks load at the same time, with equal arguments
-                but for the device.
-            progress: Told (fraction, message) while loading and warming up.
-
-        Raises:
-            ModelFileError: the files are missing, damaged or of an unsupported model.
-            ValueError: an argument is out of range.
-            BackendUnavailable: the backend cannot run on this device.
-        """
-        if (num_blocks is None) == (memory_fraction is None):
-            raise ValueError("give one of num_blocks and memory_fraction")
-        if threads is not None:
-            torch.set_num_threads(threads)
-        started = time.perf_counter()
-        count_compiled_kernels()
-        on = torch.device(device)
-        if on.type == "cuda":
-            on = torch.device("cuda", on.index or 0)
-            torch.cuda.set_device(on)  # Triton launches on the current one
-        ops = operations(backend, on)
-        source = open_source(path)
-        number_format = resolve_dtype(dtype, on)
-        model = load_model(
-            source,
-            dtype=number_format,
-            device=on,
-            ops=ops,
-            max_model_len=max_model_len,
-            shard=shard,
-            progress=_part(progress, 0.0, 0.7),
-        )
-        limits = RunnerLimits(
-            block_size=block_size,
-            max_batched_tokens=max_batched_tokens,
-            max_running_sequences=max_running_sequences,
-        )
-        runner = cls(
-            model,
-            ops,
-            dtype=number_format,
-            device=on,
-            limits=limits,
-            num_blocks=num_blocks or -(-max_batched_tokens // block_size),
-            steps_in_flight_max=STEPS_IN_FLIGHT_MAX if on.type == "cuda" else 1,
-            shard=shard,
-        )
-        if memory_fraction is not None:
-            runner.fit_cache(CudaMemory(on), memory_fraction)
-        if on.type == "cuda":
-            graphs = backend == "triton" and not eager
-            runner.warm_up(CudaRecorder() if graphs else None, _part(progress, 0.7, 1.0))
-        _LOG.info(
-            "%s: %s on %s, backend %s, decoding %s, %d KV blocks of %d tokens, ready in %.1f s",
-            path.name,
-            str(number_format).removeprefix("torch."),
-            on,
-            backend,
-            "eagerly" if runner._graphs is None else "by CUDA graphs",
-            runner.num_blocks,
-            block_size,
-            time.perf_counter() - started,
-        )
-        return runner
+    @property
+    def decodes_are_recorded(self) -> bool:
+        return self._graphs is not None
 
     @property
     def vocab_size(self) -> int:
@@ -221,7 +126,7 @@ class ModelRunner:
 
     @property
     def kv_cache_bytes_per_block(self) -> int:
-        return kv_cache_bytes_per_block(self._model.config, self.block_size, self.dtype)
+        return kv_cache_bytes_per_block(self._model.config, self.block_size, self.kv_cache_dtype)
 
     def resize_cache(self, num_blocks: int) -> None:
         """An empty KV cache of `num_blocks` blocks; what was in it is gone.
@@ -238,7 +143,7 @@ class ModelRunner:
         self.kv_caches += (
             torch.zeros(
                 (2, num_blocks + 1, self.block_size, config.num_kv_heads, config.head_dim),
-                dtype=self.dtype,
+                dtype=self.kv_cache_dtype,
                 device=self._device,
             )
             for _ in range(config.num_layers)
@@ -274,30 +179,31 @@ class ModelRunner:
             num_blocks=self.num_blocks,
         )
 
-    def warm_up(self, recorder: Recorder | None, progress: Progress | None = None) -> None:
-        """Compiles what steps need, so that none waits for a compiler, and records the decodes.
-
-        Args:
-            recorder: None: decodes are not recorded, each is launched piece by piece.
-        """
-        tell = _part(progress, 0.0, 1.0)
-        tell(0.0, "compiling kernels")
-        for plan in all_kinds(self._rehearsal(self._limits.max_batched_tokens)):
+    def warm_up(self, progress: Progress | None = None) -> None:
+        """Runs every kind of step there is, so that none later waits for a compiler."""
+        plans = list(all_kinds(self._rehearsal(self._limits.max_batched_tokens)))
+        for done, plan in enumerate(plans):
             self.run(plan)
-        if recorder is not None:
-            graphs = DecodeGraphs(
-                recorder,
-                graph_sizes(self._limits.max_running_sequences),
-                device=self._device,
-                nobodys_row=self._tables.nobodys_row,
-                nobodys_slot=self.num_blocks * self.block_size,
-            )
-            with torch.inference_mode():
-                graphs.record(
-                    self._decode, lambda done: tell(0.5 + done / 2, "recording decode steps")
-                )
-            self._graphs = graphs
-        tell(1.0, "ready")
+            if progress is not None:
+                progress((done + 1) / len(plans), "compiling kernels")
+
+    def record_decodes(self, recorder: Recorder, progress: Progress | None = None) -> None:
+        """From now on a step of decodes is one of these, replayed."""
+        graphs = DecodeGraphs(
+            recorder,
+            graph_sizes(self._limits.max_running_sequences),
+            device=self._device,
+            nobodys_row=self._tables.nobodys_row,
+            nobodys_slot=self.num_blocks * self.block_size,
+        )
+
+        def tell(done: float) -> None:
+            if progress is not None:
+                progress(done, "recording decode steps")
+
+        with torch.inference_mode():
+            graphs.record(self._decode, tell)
+        self._graphs = graphs
 
     def run(self, plan: StepPlan) -> StepResult:
         """`start` and wait."""
@@ -417,13 +323,3 @@ def kv_cache_bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.
     """Bytes of keys and values of all layers of one block."""
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
     return per_token * block_size
-
-
-def _part(progress: Progress | None, start: float, end: float) -> Progress:
-    """Tells `progress` of work that is from `start` to `end` of the whole."""
-
-    def tell(fraction: float, message: str) -> None:
-        if progress is not None:
-            progress(start + (end - start) * fraction, message)
-
-    return tell

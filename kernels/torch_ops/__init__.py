@@ -2,7 +2,9 @@
 
 Shapes they share:
     tokens      rows of a flat batch: the tokens of all sequences, one sequence after the other
-    kv_cache    [2, blocks, block_size, kv_heads, head_dim], keys then values, of one layer
+    kv_cache    [2, blocks, block_size, kv_heads, head_dim], keys then values, of one layer;
+                in the dtype of the tokens, or float8_e4m3fn with a scale for keys and one for
+                values (see `kernels.kv_cache`)
     block_tables  [sequences, max_blocks] int32: the physical block of each logical block; entries
                 past a sequence's last block may hold anything that is a valid block
 """

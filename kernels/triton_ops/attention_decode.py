@@ -31,9 +31,10 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.ahead import Case
+from kernels.kv_cache import FP8, scales_of
 from kernels.triton_ops.attention_items import CHUNK_TOKENS_MIN, find_item
 from kernels.triton_ops.attention_tile import add_tile, base2_scores, token_offsets
+from kernels.triton_ops.fp8 import as_stored, widened
 
 # The second kernel holds all splits of a head at once: 128 · 128 fp32 are 64 registers a thread.
 _SPLITS_MAX = 128
@@ -52,19 +53,24 @@ def paged_attention_decode(
     *,
     window: int | None = None,
     soft_cap: float | None = None,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
 ) -> torch.Tensor:
     """softmax(q · Kᵀ · scale) · V for the last token of each sequence.
 
     Args:
         query: [sequences, heads, head_dim]; rows may be apart, a row is contiguous.
-        kv_cache: [2, blocks, block_size, kv_heads, head_dim], contiguous, in query's dtype: bf16,
-            fp16 or fp32; holds the last token already. block_size: a power of two, 16 to 64.
+        kv_cache: [2, blocks, block_size, kv_heads, head_dim], contiguous, in query's dtype (bf16,
+            fp16 or fp32) or float8_e4m3fn; holds the last token already. block_size: a power of
+            two, 16 to 64.
         block_tables: [sequences, max_blocks] int32.
         context_lengths: [sequences] int32: tokens in the cache, the last included. Rows of 0, as
             pad the batch of a CUDA graph, become zeros.
         scale: Usually 1 / sqrt(head_dim).
         window: Only so many last tokens are seen, the token itself included; None: all.
         soft_cap: Scores s, scaled, become soft_cap · tanh(s / soft_cap); None: they stay.
+        key_scale, value_scale: What a key and a value of float8 are multiplied by; of no meaning
+            in query's dtype.
 
     Returns:
         [sequences, heads, head_dim] in query's dtype.
@@ -80,6 +86,8 @@ def paged_attention_decode(
         scale,
         window,
         soft_cap,
+        key_scale,
+        value_scale,
     )
 
 
@@ -92,19 +100,22 @@ def decode_on(
     scale: float,
     window: int | None,
     soft_cap: float | None,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
 ) -> torch.Tensor:
     """`paged_attention_decode` in splits that suit so many streaming multiprocessors."""
     sequences, heads, head_dim = query.shape
     _, blocks, block_size, kv_heads, _ = kv_cache.shape
     assert kv_cache.is_contiguous()
     assert kv_cache.shape[4] == head_dim
-    assert kv_cache.dtype == query.dtype
+    assert kv_cache.dtype in (query.dtype, FP8)
     assert query.stride()[1:] == (head_dim, 1)
     assert block_tables.shape[0] == sequences == context_lengths.shape[0]
     assert block_tables.dtype == context_lengths.dtype == torch.int32
     assert block_tables.stride(1) == context_lengths.stride(0) == 1
     assert heads % kv_heads == 0
     assert window is None or window > 0
+    key_scale, value_scale = scales_of(kv_cache, key_scale, value_scale)
 
     wanted = max(1, processors * _PROGRAMS_PER_PROCESSOR // kv_heads)
     # As a constant of the kernels it depends on device and model alone, never on the batch.
@@ -116,14 +127,15 @@ def decode_on(
     )
     out = torch.empty((sequences, heads, head_dim), dtype=query.dtype, device=query.device)
     hip = torch.version.hip is not None
-    launch = _launch(heads // kv_heads, head_dim, query.element_size(), hip)
+    shape = (heads // kv_heads, head_dim, query.element_size(), hip)
+    launch = _fp8_launch(*shape) if kv_cache.dtype == FP8 else _launch(*shape)
     _decode_kernel[(kv_heads, items)](
         out,
         partials,
         log_sums,
         splits,
         query,
-        kv_cache,
+        as_stored(kv_cache),
         block_tables,
         context_lengths,
         sequences,
@@ -131,9 +143,10 @@ def decode_on(
         blocks,
         query.stride(0),
         block_tables.stride(0),
-        scale,
+        scale * key_scale,
         window or 0,
         float(soft_cap or 0),  # an int would be another type, and compiled again
+        value_scale,
         KV_HEADS=kv_heads,
         GROUP=heads // kv_heads,
         HEAD_DIM=head_dim,
@@ -202,6 +215,16 @@ def _launch(group: int, head_dim: int, element_bytes: int, hip: bool) -> dict[st
     }
 
 
+def _fp8_launch(group: int, head_dim: int, element_bytes: int, hip: bool) -> dict[str, int]:
+    """`_launch` for a cache of float8, whose tiles are held as bytes and as wide numbers.
+
+    On NVIDIA's GPUs half a tile keeps four programs on a multiprocessor: of head_dim 128, 122
+    registers on sm_90 in place of 158; of 64, where a whole tile spills, 96.
+    """
+    launch = _launch(group, head_dim, element_bytes, hip)
+    return launch if hip else {**launch, "TILE": max(_ROWS_MIN, launch["TILE"] // 2)}
+
+
 def _combine_warps(splits_max: int, dims: int) -> int:
     """So many that a thread holds at most 64 numbers: more would spill."""
     return max(1, min(16, splits_max * dims // (32 * 64)))
@@ -228,6 +251,7 @@ def _decode_kernel(
     scale,
     window,
     soft_cap,
+    value_scale,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -274,19 +298,19 @@ def _decode_kernel(
         starts = token_offsets(table, tile, alive, kv_head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, TILE)
         places = kv_cache + starts[:, None] + dims[None, :]
         held = alive[:, None] & (dims < HEAD_DIM)[None, :]
-        keys = tl.load(places, mask=held, other=0.0)
+        keys = widened(tl.load(places, mask=held, other=0.0), rotated.dtype)
         scores = tl.dot(rotated, tl.trans(keys), input_precision="ieee")
         scores = base2_scores(scores, scale, soft_cap, HAS_CAP)
         seen = alive
         if HAS_WINDOW:
             seen = seen & (tile + lanes >= first_seen)
         scores = tl.where(seen[None, :], scores, float("-inf"))
-        values = tl.load(places + values_start, mask=held, other=0.0)
+        values = widened(tl.load(places + values_start, mask=held, other=0.0), rotated.dtype)
         # No chunk is empty, and each one's first tile has a token that is seen.
         highest, total, attended = add_tile(scores, values, highest, total, attended, False)
 
     # Without a token nothing was added up: zeros.
-    result = attended / tl.where(length > 0, total, 1.0)[:, None]
+    result = attended / tl.where(length > 0, total, 1.0)[:, None] * value_scale
     if count <= 1:
         row_out = out + row.to(tl.int64) * (KV_HEADS * GROUP * HEAD_DIM)
         tl.store(row_out + of_head, result.to(out.dtype.element_ty), mask=real)
@@ -326,74 +350,3 @@ def _combine_kernel(
     result = tl.sum(parts * weights[:, None], 0) / tl.sum(weights, 0)
     row_out = out + (row.to(tl.int64) * HEADS + head) * HEAD_DIM
     tl.store(row_out + dims, result.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
-
-
-def cases() -> list[Case]:
-    """Both kernels at the shapes of common models, for each kind of GPU."""
-    decode = [_decode_case(*shape, hip) for shape in _SHAPES for hip in (False, True)]
-    return decode + [_combine_case(head_dim) for head_dim in (64, 96, 128, 256)]
-
-
-# (dtype, head_dim, block_size, group, with window and soft cap)
-_SHAPES = (
-    ("bf16", 64, 16, 4, False),
-    ("bf16", 64, 64, 1, False),
-    ("bf16", 80, 32, 1, False),
-    ("bf16", 96, 16, 5, False),
-    ("bf16", 128, 16, 4, False),
-    ("bf16", 128, 16, 4, True),
-    ("bf16", 128, 32, 8, False),
-    ("bf16", 128, 64, 16, False),
-    ("fp16", 128, 16, 7, False),
-    ("fp16", 64, 32, 3, False),
-    ("bf16", 256, 16, 2, True),
-    ("bf16", 256, 64, 8, False),
-)
-
-
-def _decode_case(
-    dtype: str, head_dim: int, block_size: int, group: int, limited: bool, hip: bool
-) -> Case:
-    launch = _launch(group, head_dim, 2, hip)
-    warps, stages = launch.pop("num_warps"), launch.pop("num_stages")
-    floats = dict.fromkeys(("out", "query", "kv_cache"), f"*{dtype}")
-    scratch = {"partials": "*fp32", "log_sums": "*fp32", "splits": "*i32"}
-    tables = {"block_tables": "*i32", "lengths": "*i32"}
-    numbers = dict.fromkeys(
-        ("sequences", "wanted", "blocks", "query_stride", "table_stride", "window"), "i32"
-    )
-    return Case(
-        name=f"decode {dtype} {head_dim} block {block_size} group {group}"
-        + (" window cap" if limited else "")
-        + (" for gfx942" if hip else ""),
-        kernel=_decode_kernel,
-        types={**floats, **scratch, **tables, **numbers, "scale": "fp32", "soft_cap": "fp32"},
-        constants={
-            "KV_HEADS": 8,
-            "GROUP": group,
-            "HEAD_DIM": head_dim,
-            "BLOCK_SIZE": block_size,
-            "SPLITS_MAX": 64,
-            "HAS_WINDOW": limited,
-            "HAS_CAP": limited,
-            **launch,
-        },
-        aligned=(*floats, *scratch, "query_stride"),
-        num_warps=warps,
-        num_stages=stages,
-        targets=("gfx942",) if hip else ("sm_80", "sm_90"),
-    )
-
-
-def _combine_case(head_dim: int) -> Case:
-    dims = triton.next_power_of_2(head_dim)
-    types = {"out": "*bf16", "partials": "*fp32", "log_sums": "*fp32", "splits": "*i32"}
-    return Case(
-        name=f"decode combine bf16 {head_dim}",
-        kernel=_combine_kernel,
-        types=types,
-        constants={"HEADS": 32, "HEAD_DIM": head_dim, "DIMS": dims, "SPLITS_MAX": _SPLITS_MAX},
-        aligned=tuple(types),
-        num_warps=_combine_warps(_SPLITS_MAX, dims),
-        num_stages=1,
-    )

@@ -31,9 +31,10 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.ahead import Case
+from kernels.kv_cache import FP8, scales_of
 from kernels.triton_ops.attention_items import find_tile
 from kernels.triton_ops.attention_tile import add_tile, base2_scores, token_offsets
+from kernels.triton_ops.fp8 import as_stored, widened
 
 # Tiles of few rows, when sequences have no more new ones on average: chunks' ends, prefix hits.
 ROWS_FEW = 16
@@ -49,14 +50,17 @@ def paged_attention_prefill(
     *,
     window: int | None = None,
     soft_cap: float | None = None,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
 ) -> torch.Tensor:
     """Causal attention of runs of new tokens to everything before them and to themselves.
 
     Args:
         query: [tokens, heads, head_dim], the new tokens of all sequences one after the other;
             rows may be apart, a row is contiguous.
-        kv_cache: [2, blocks, block_size, kv_heads, head_dim], contiguous, in query's dtype: bf16,
-            fp16 or fp32; holds the new tokens already. block_size: a power of two, 16 to 64.
+        kv_cache: [2, blocks, block_size, kv_heads, head_dim], contiguous, in query's dtype (bf16,
+            fp16 or fp32) or float8_e4m3fn; holds the new tokens already. block_size: a power of
+            two, 16 to 64.
         block_tables: [sequences, max_blocks] int32.
         query_offsets: [sequences + 1] int32: sequence i's tokens are rows
             [query_offsets[i], query_offsets[i + 1]), the last of its context.
@@ -64,6 +68,8 @@ def paged_attention_prefill(
         scale: Usually 1 / sqrt(head_dim).
         window: A token sees only so many last tokens, itself included; None: all.
         soft_cap: Scores s, scaled, become soft_cap · tanh(s / soft_cap); None: they stay.
+        key_scale, value_scale: What a key and a value of float8 are multiplied by; of no meaning
+            in query's dtype.
 
     Returns:
         [tokens, heads, head_dim] in query's dtype.
@@ -73,7 +79,7 @@ def paged_attention_prefill(
     sequences = block_tables.shape[0]
     assert kv_cache.is_contiguous()
     assert kv_cache.shape[4] == head_dim
-    assert kv_cache.dtype == query.dtype
+    assert kv_cache.dtype in (query.dtype, FP8)
     assert query.stride()[1:] == (head_dim, 1)
     assert query_offsets.shape == (sequences + 1,)
     assert context_lengths.shape == (sequences,)
@@ -81,16 +87,18 @@ def paged_attention_prefill(
     assert block_tables.stride(1) == query_offsets.stride(0) == context_lengths.stride(0) == 1
     assert heads % kv_heads == 0
     assert window is None or window > 0
+    key_scale, value_scale = scales_of(kv_cache, key_scale, value_scale)
 
     group = heads // kv_heads
     few = tokens * group <= ROWS_FEW * sequences
-    launch = _launch(group, head_dim, query.element_size(), few, _kind(query.device))
+    shape = (group, head_dim, query.element_size(), few, _kind(query.device))
+    launch = _fp8_launch(*shape) if kv_cache.dtype == FP8 else _launch(*shape)
     tiles = tokens // (launch["ROWS"] // group) + sequences
     out = torch.empty((tokens, heads, head_dim), dtype=query.dtype, device=query.device)
     _prefill_kernel[(kv_heads, tiles)](
         out,
         query,
-        kv_cache,
+        as_stored(kv_cache),
         block_tables,
         query_offsets,
         context_lengths,
@@ -98,9 +106,10 @@ def paged_attention_prefill(
         blocks,
         query.stride(0),
         block_tables.stride(0),
-        scale,
+        scale * key_scale,
         window or 0,
         float(soft_cap or 0),  # an int would be another type, and compiled again
+        value_scale,
         KV_HEADS=kv_heads,
         GROUP=group,
         HEAD_DIM=head_dim,
@@ -156,6 +165,21 @@ def _launch(group: int, head_dim: int, element_bytes: int, few: bool, kind: str)
     }
 
 
+def _fp8_launch(
+    group: int, head_dim: int, element_bytes: int, few: bool, kind: str
+) -> dict[str, int]:
+    """`_launch` for a cache of float8, whose tiles are held as bytes and as wide numbers.
+
+    Half a tile of few rows is 128 registers on sm_90 in place of 192, and of head_dim 256 a whole
+    one spills on sm_80.
+    """
+    launch = _launch(group, head_dim, element_bytes, few, kind)
+    wide = launch["DIMS"] * element_bytes > 256 and kind == "sm_80"
+    if wide or (few and kind != "gfx942"):
+        launch["TILE"] = max(16, launch["TILE"] // 2)
+    return launch
+
+
 @triton.jit
 def _walk(
     begin,
@@ -193,7 +217,7 @@ def _walk(
         starts = token_offsets(table, tile, alive, kv_head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, TILE)
         places = starts[:, None] + dims[None, :]
         held = alive[:, None] & (dims < HEAD_DIM)[None, :]
-        keys = tl.load(keys_start + places, mask=held, other=0.0)
+        keys = widened(tl.load(keys_start + places, mask=held, other=0.0), rotated.dtype)
         scores = tl.dot(rotated, tl.trans(keys), input_precision="ieee")
         scores = base2_scores(scores, scale, soft_cap, HAS_CAP)
         if MASKED:
@@ -201,7 +225,7 @@ def _walk(
             if HAS_WINDOW:
                 seen = seen & ((tile + lanes)[None, :] > positions[:, None] - window)
             scores = tl.where(seen, scores, float("-inf"))
-        values = tl.load(values_start + places, mask=held, other=0.0)
+        values = widened(tl.load(values_start + places, mask=held, other=0.0), rotated.dtype)
         # Without a window every row sees token 0, which is in the first tile.
         highest, total, attended = add_tile(
             scores, values, highest, total, attended, MASKED and HAS_WINDOW
@@ -227,6 +251,7 @@ def _prefill_kernel(
     scale,
     window,
     soft_cap,
+    value_scale,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -286,63 +311,5 @@ def _prefill_kernel(
         True, KV_HEADS, HEAD_DIM, DIMS, BLOCK_SIZE, TILE, HAS_WINDOW, HAS_CAP,
     )  # fmt: skip
     highest, total, attended = state
-    result = (attended / total[:, None]).to(out.dtype.element_ty)
+    result = (attended / total[:, None] * value_scale).to(out.dtype.element_ty)
     tl.store(out + token_rows * (KV_HEADS * GROUP * HEAD_DIM) + of_head, result, mask=real)
-
-
-def cases() -> list[Case]:
-    """The kernel at the shapes of common models, for each kind of GPU."""
-    return [_case(*shape, kind) for shape in _SHAPES for kind in ("sm_80", "sm_90", "gfx942")]
-
-
-# (dtype, head_dim, block_size, group, with window and soft cap, few new tokens a sequence)
-_SHAPES = (
-    ("bf16", 64, 16, 4, False, False),
-    ("bf16", 64, 64, 3, True, False),
-    ("bf16", 64, 16, 3, False, True),
-    ("bf16", 80, 32, 1, False, False),
-    ("bf16", 96, 16, 5, False, False),
-    ("bf16", 128, 16, 4, False, False),
-    ("bf16", 128, 32, 8, True, False),
-    ("bf16", 128, 64, 7, False, False),
-    ("bf16", 128, 16, 5, True, False),
-    ("bf16", 128, 16, 8, False, True),
-    ("fp16", 128, 32, 1, False, False),
-    ("fp16", 64, 16, 16, False, False),
-    ("bf16", 256, 16, 2, True, False),
-    ("bf16", 256, 64, 8, False, False),
-    ("bf16", 256, 64, 2, True, True),
-)
-
-
-def _case(
-    dtype: str, head_dim: int, block_size: int, group: int, limited: bool, few: bool, kind: str
-) -> Case:
-    launch = _launch(group, head_dim, 2, few, kind)
-    warps, stages = launch.pop("num_warps"), launch.pop("num_stages")
-    floats = dict.fromkeys(("out", "query", "kv_cache"), f"*{dtype}")
-    tables = dict.fromkeys(("block_tables", "offsets", "lengths"), "*i32")
-    numbers = dict.fromkeys(
-        ("sequences", "blocks", "query_stride", "table_stride", "window"), "i32"
-    )
-    return Case(
-        name=f"prefill {dtype} {head_dim} block {block_size} group {group}"
-        + (" window cap" if limited else "")
-        + (" few" if few else "")
-        + f" for {kind}",
-        kernel=_prefill_kernel,
-        types={**floats, **tables, **numbers, "scale": "fp32", "soft_cap": "fp32"},
-        constants={
-            "KV_HEADS": 8,
-            "GROUP": group,
-            "HEAD_DIM": head_dim,
-            "BLOCK_SIZE": block_size,
-            "HAS_WINDOW": limited,
-            "HAS_CAP": limited,
-            **launch,
-        },
-        aligned=(*floats, "query_stride"),
-        num_warps=warps,
-        num_stages=stages,
-        targets=(kind,),
-    )

@@ -4,8 +4,8 @@ A program has one token and a few of its heads: queries, keys and values as they
 
     heads         turned  written to
     queries       yes     where they were
-    keys          yes     kv_cache[0] at the token's slot
-    values        no      kv_cache[1] at the token's slot
+    keys          yes     kv_cache[0] at the token's slot, as float8 if the cache is
+    values        no      kv_cache[1] at the token's slot, likewise
 """
 
 import torch
@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 
 from kernels.ahead import Case
+from kernels.kv_cache import FP8, scales_of
+from kernels.triton_ops.fp8 import as_stored, narrowed
 
 # Pairs a program turns. No fewer than there are threads: otherwise several threads would read the
 # same pair, some of them after another one has overwritten it.
@@ -26,6 +28,9 @@ def rope_and_cache_write(
     sine: torch.Tensor,
     kv_cache: torch.Tensor,
     slots: torch.Tensor,
+    *,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
 ) -> torch.Tensor:
     """Rotates queries and keys, writes keys and values to their slots, returns the queries.
 
@@ -36,8 +41,12 @@ def rope_and_cache_write(
         qkv: [tokens, heads + 2 · kv_heads, head_dim]: queries, keys, values; contiguous. The
             queries are overwritten.
         cosine, sine: [tokens, head_dim / 2] fp32, of each token's angles; contiguous.
-        kv_cache: [2, blocks, block_size, kv_heads, head_dim], contiguous, in qkv's dtype.
+        kv_cache: [2, blocks, block_size, kv_heads, head_dim], contiguous, in qkv's dtype or
+            float8_e4m3fn.
         slots: [tokens] int64, block · block_size + offset in it; all different.
+        key_scale, value_scale: What keys and values are divided by before they are rounded to
+            float8, halves to even, and kept within ±448; NaN stays NaN. Of no meaning in qkv's
+            dtype.
 
     Returns:
         [tokens, heads, head_dim] in qkv's dtype, a view of qkv; the rotation is computed in fp32.
@@ -50,7 +59,7 @@ def rope_and_cache_write(
     assert heads > 0
     assert head_dim % 2 == 0
     assert kv_cache.shape[4] == head_dim
-    assert kv_cache.dtype == qkv.dtype
+    assert kv_cache.dtype in (qkv.dtype, FP8)
     assert cosine.shape == sine.shape == (tokens, head_dim // 2)
     assert cosine.dtype == sine.dtype == torch.float32
     assert slots.shape == (tokens,)
@@ -58,13 +67,16 @@ def rope_and_cache_write(
     assert all(one.is_contiguous() for one in (qkv, cosine, sine, kv_cache, slots))
 
     half_block, heads_block = _blocks(head_dim)
+    key_scale, value_scale = scales_of(kv_cache, key_scale, value_scale)
     rope_and_cache_write_kernel[(tokens, triton.cdiv(all_heads, heads_block))](
         qkv,
         cosine,
         sine,
-        kv_cache,
+        as_stored(kv_cache),
         slots,
         blocks * block_size,
+        1.0 / key_scale,
+        1.0 / value_scale,
         heads,
         kv_heads,
         head_dim,
@@ -91,13 +103,21 @@ def rope_and_cache_write_kernel(
     kv_cache: tl.tensor,
     slots: tl.tensor,
     slot_count: tl.int64,
+    key_factor: tl.float32,
+    value_factor: tl.float32,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
     HEADS_BLOCK: tl.constexpr,
 ) -> None:
-    """HEADS_BLOCK heads of one token. slot_count: blocks · block_size."""
+    """HEADS_BLOCK heads of one token.
+
+    Args:
+        slot_count: blocks · block_size.
+        kv_cache: In qkv's dtype, or uint8 for float8.
+        key_factor, value_factor: Of what becomes float8.
+    """
     token = tl.program_id(0).to(tl.int64)
     half: tl.constexpr = HEAD_DIM // 2
     head = tl.program_id(1) * HEADS_BLOCK + tl.arange(0, HEADS_BLOCK)[:, None]
@@ -123,29 +143,38 @@ def rope_and_cache_write_kernel(
     kv_head = head - HEADS - tl.where(is_value, KV_HEADS, 0)
     cache_row = (tl.where(is_value, slot_count, 0) + slot) * KV_HEADS + kv_head
     cache_at = kv_cache + cache_row * HEAD_DIM + column
-    tl.store(cache_at, new_low, mask=inside & (head >= HEADS))
-    tl.store(cache_at + half, new_high, mask=inside & (head >= HEADS))
+    if kv_cache.dtype.element_ty == tl.uint8:
+        factor = tl.where(is_value, value_factor, key_factor)
+        kept_low = narrowed(new_low.to(tl.float32) * factor)
+        kept_high = narrowed(new_high.to(tl.float32) * factor)
+    else:
+        kept_low, kept_high = new_low, new_high
+    tl.store(cache_at, kept_low, mask=inside & (head >= HEADS))
+    tl.store(cache_at + half, kept_high, mask=inside & (head >= HEADS))
 
 
 def cases() -> list[Case]:
     """Head sizes in use, with 32 query heads and 8 of keys. The block size is no part of it."""
     return [
-        _case(dtype, head_dim) for dtype in ("bf16", "fp16") for head_dim in (64, 80, 96, 128, 256)
+        *(_case(kind, size) for kind in ("bf16", "fp16") for size in (64, 80, 96, 128, 256)),
+        *(_case("bf16", size, fp8_cache=True) for size in (64, 128, 256)),
     ]
 
 
-def _case(dtype: str, head_dim: int) -> Case:
+def _case(dtype: str, head_dim: int, fp8_cache: bool = False) -> Case:
     half_block, heads_block = _blocks(head_dim)
     return Case(
-        name=f"rope_and_cache_write {dtype} {head_dim}",
+        name=f"rope_and_cache_write {dtype} {head_dim}" + (" fp8 cache" if fp8_cache else ""),
         kernel=rope_and_cache_write_kernel,
         types={
             "qkv": f"*{dtype}",
             "cosine": "*fp32",
             "sine": "*fp32",
-            "kv_cache": f"*{dtype}",
+            "kv_cache": "*u8" if fp8_cache else f"*{dtype}",
             "slots": "*i64",
             "slot_count": "i64",
+            "key_factor": "fp32",
+            "value_factor": "fp32",
         },
         constants={
             "HEADS": 32,

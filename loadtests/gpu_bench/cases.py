@@ -9,6 +9,7 @@ import torch
 
 from kernels import floors
 from kernels.floors import Work
+from kernels.kv_cache import FP8
 
 Arguments = dict[str, Any]
 BLOCK_SIZE = 16
@@ -98,11 +99,11 @@ def _rope(tokens: int) -> Case:
     return Case("rope_and_cache_write", f"{tokens} tokens", work, make, ("kv_cache",))
 
 
-def _decode(batch: int, context: int) -> Case:
+def _decode(batch: int, context: int, fp8: bool = False) -> Case:
     lengths = [context] * batch
 
     def make(dtype: torch.dtype, device: torch.device) -> Arguments:
-        cache, tables = _cache(lengths, dtype, device)
+        cache, tables = _cache(lengths, FP8 if fp8 else dtype, device)
         return {
             "query": _random(batch, HEADS, HEAD_DIM)(dtype, device),
             "kv_cache": cache,
@@ -111,13 +112,15 @@ def _decode(batch: int, context: int) -> Case:
             "scale": HEAD_DIM**-0.5,
         }
 
-    work = floors.paged_attention_decode(lengths, HEADS, KV_HEADS, HEAD_DIM)
-    return Case("paged_attention_decode", f"{batch} × {context:,}", work, make)
+    cached = 1 if fp8 else 2
+    work = floors.paged_attention_decode(lengths, HEADS, KV_HEADS, HEAD_DIM, cache_itemsize=cached)
+    shape = f"{batch} × {context:,}" + (", fp8 cache" if fp8 else "")
+    return Case("paged_attention_decode", shape, work, make)
 
 
-def _prefill(new: int, context: int) -> Case:
+def _prefill(new: int, context: int, fp8: bool = False) -> Case:
     def make(dtype: torch.dtype, device: torch.device) -> Arguments:
-        cache, tables = _cache([context], dtype, device)
+        cache, tables = _cache([context], FP8 if fp8 else dtype, device)
         return {
             "query": _random(new, HEADS, HEAD_DIM)(dtype, device),
             "kv_cache": cache,
@@ -127,9 +130,11 @@ def _prefill(new: int, context: int) -> Case:
             "scale": HEAD_DIM**-0.5,
         }
 
-    work = floors.paged_attention_prefill([new], [context], HEADS, KV_HEADS, HEAD_DIM)
-    shape = f"{new:,} of {context:,}"
-    rival = _sdpa if new == context else None
+    work = floors.paged_attention_prefill(
+        [new], [context], HEADS, KV_HEADS, HEAD_DIM, cache_itemsize=1 if fp8 else 2
+    )
+    shape = f"{new:,} of {context:,}" + (", fp8 cache" if fp8 else "")
+    rival = _sdpa if new == context and not fp8 else None
     return Case("paged_attention_prefill", shape, work, make, (), "arithmetic", rival)
 
 
@@ -164,6 +169,7 @@ def small() -> Iterator[Case]:
     yield from (_norm("rms_norm", 3), _norm("add_rms_norm", 3), _silu(3), _rope(35))
     yield from (_decode(3, 1), _decode(2, 257), _decode(1, 3000))
     yield from (_prefill(1, 1), _prefill(70, 70), _prefill(33, 500))
+    yield from (_decode(2, 257, fp8=True), _prefill(33, 500, fp8=True))
     yield from (_moe(5, 2, 8, 128, 192), _moe(200, 2, 4, 128, 192))
 
 
@@ -177,5 +183,8 @@ def large() -> Iterator[Case]:
         yield _decode(batch, context)
     for new, context in ((2048, 2048), (8192, 8192), (32768, 32768), (512, 8192)):
         yield _prefill(new, context)
+    for batch, context in ((1, 8192), (64, 8192)):
+        yield _decode(batch, context, fp8=True)
+    yield _prefill(512, 8192, fp8=True)
     for tokens in (1, 64, 4096):
         yield _moe(tokens, 8, 128, 2048, 768)  # Qwen 3 30B A3B

@@ -7,7 +7,7 @@ import torch.distributed
 
 from replica.config import ReplicaConfig
 from replica.engine.loop import Runner
-from replica.engine.model import load_runner
+from replica.engine.model import load_configured
 from replica.engine.process import Progress, main
 from replica.parallel.runner import load_parallel_runner
 from replica.parallel.shard import WHOLE
@@ -21,7 +21,7 @@ def build_runner(config: ReplicaConfig, progress: Progress) -> Runner:
     """
     if config.engine.tensor_parallel > 1:
         return load_parallel_runner(config, progress)
-    return load_runner(config, progress, WHOLE)
+    return load_configured(config, progress, WHOLE)
 
 
 if __name__ == "__main__":

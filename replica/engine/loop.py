@@ -1,4 +1,4 @@
-"""The engine's loop: take messages, schedule, start, apply, publish, answer. It never waits for HTTP.
+"""The engine's loop: take messages, schedule, run, apply, publish, answer. It never waits for HTTP.
 
 Idle, it sleeps in one poll; busy, it looks at its messages between two steps. A runner that can
 has the next step before the last one's result is looked at, so that the device never waits for us:

@@ -8,12 +8,13 @@ from prompt.assets import resolve_model_path
 from prompt.errors import PromptError
 from replica.config import ReplicaConfig
 from replica.engine.process import Progress
+from replica.load_runner import load_runner
 from replica.models.dtype import resolve_dtype
 from replica.parallel.shard import Shard
 from replica.runner import ModelRunner
 
 
-def load_runner(config: ReplicaConfig, progress: Progress, shard: Shard) -> ModelRunner:
+def load_configured(config: ReplicaConfig, progress: Progress, shard: Shard) -> ModelRunner:
     """The configured model, loaded and warm on every rank.
 
     Raises:
@@ -21,7 +22,7 @@ def load_runner(config: ReplicaConfig, progress: Progress, shard: Shard) -> Mode
     """
     blocks = config.engine.told_blocks
     try:
-        runner = ModelRunner.load(
+        runner = load_runner(
             resolve_model_path(config.model.path),
             dtype=config.model.dtype,
             device=str(device_of_rank(config, shard.rank)),
@@ -33,6 +34,7 @@ def load_runner(config: ReplicaConfig, progress: Progress, shard: Shard) -> Mode
             max_running_sequences=config.engine.max_running_sequences,
             num_blocks=blocks,
             memory_fraction=config.engine.memory_fraction if blocks is None else None,
+            kv_cache_dtype=config.engine.kv_cache_dtype,
             max_model_len=config.model.max_model_len,
             shard=shard,
             progress=lambda fraction, message: progress(fraction),

@@ -63,6 +63,12 @@ class _Layer:
     output: Linear
     mlp_norm: torch.Tensor
     mlp: Mlp
+    key_scale: float
+    value_scale: float
+
+
+# As compressed-tensors names them, in files made for a cache of float8.
+_KEY_SCALE, _VALUE_SCALE = "self_attn.k_scale", "self_attn.v_scale"
 
 
 class Decoder:
@@ -74,12 +80,14 @@ class Decoder:
         read: TensorReader,
         device: torch.device,
         ops: Operations,
+        scales: Mapping[str, float],
         shard: Shard,
     ) -> None:
         """
         Args:
             config: The shape of the whole; ours is that of this rank's share.
             read: Gives a tensor of `tensor_shapes(config)` by name, in the dtype to compute in.
+            scales: Some of `scale_names(config)`; others are 1. Only a cache of float8 takes them.
 
         Raises:
             ValueError: the model cannot be divided among the ranks.
@@ -89,7 +97,7 @@ class Decoder:
         self._shard = shard
         self._embedding = read("model.embed_tokens.weight")
         self._layers = [
-            _read_layer(config, read, index, shard) for index in range(config.num_layers)
+            _read_layer(config, read, index, scales, shard) for index in range(config.num_layers)
         ]
         self._norm = read("model.norm.weight")
         said = columns_of(config.vocab_size, shard.rank, shard.size)
@@ -120,8 +128,9 @@ class Decoder:
             if layer.query_norm is not None and layer.key_norm is not None:
                 self._norm_heads(qkv, 0, config.num_heads, layer.query_norm)
                 self._norm_heads(qkv, config.num_heads, config.num_kv_heads, layer.key_norm)
-            query = ops.rope_and_cache_write(qkv, cosine, sine, kv_cache, step.slots)
-            attended = self._attend(query, kv_cache, step, config.windows[index])
+            scales = {"key_scale": layer.key_scale, "value_scale": layer.value_scale}
+            query = ops.rope_and_cache_write(qkv, cosine, sine, kv_cache, step.slots, **scales)
+            attended = self._attend(query, kv_cache, step, config.windows[index], scales)
             x = shard.all_reduce(layer.output(attended.view(len(x), -1)))
             x, residual = ops.add_rms_norm(x, residual, layer.mlp_norm, config.norm_eps)
             x = shard.all_reduce(layer.mlp(x, ops))
@@ -142,6 +151,7 @@ class Decoder:
         kv_cache: torch.Tensor,
         step: StepTensors,
         window: int | None,
+        scales: dict[str, float],
     ) -> torch.Tensor:
         parts = []
         if step.decode_tables is not None:
@@ -154,6 +164,7 @@ class Decoder:
                     step.decode_lengths,
                     self._scale,
                     window=window,
+                    **scales,
                 )
             )
         if step.prefill_tables is not None:
@@ -168,12 +179,15 @@ class Decoder:
                     step.prefill_lengths,
                     self._scale,
                     window=window,
+                    **scales,
                 )
             )
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _read_layer(config: ModelConfig, read: TensorReader, index: int, shard: Shard) -> _Layer:
+def _read_layer(
+    config: ModelConfig, read: TensorReader, index: int, scales: Mapping[str, float], shard: Shard
+) -> _Layer:
     prefix = f"model.layers.{index}."
     attention = f"{prefix}self_attn."
     queries = part_of(config.num_heads * config.head_dim, shard)
@@ -199,12 +213,23 @@ def _read_layer(config: ModelConfig, read: TensorReader, index: int, shard: Shar
         ),
         mlp_norm=read(f"{prefix}post_attention_layernorm.weight"),
         mlp=read_mlp(config, read, index, shard),
+        key_scale=scales.get(f"{prefix}{_KEY_SCALE}", 1.0),
+        value_scale=scales.get(f"{prefix}{_VALUE_SCALE}", 1.0),
     )
 
 
 def tensor_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
     """Name and shape of every tensor the network has, by Hugging Face's names."""
     return dict(_tensor_shapes(config))
+
+
+def scale_names(config: ModelConfig) -> frozenset[str]:
+    """What files may say of a cache of float8: what keys and values of a layer are divided by."""
+    return frozenset(
+        f"model.layers.{index}.{name}"
+        for index in range(config.num_layers)
+        for name in (_KEY_SCALE, _VALUE_SCALE)
+    )
 
 
 def _tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

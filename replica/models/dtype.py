@@ -5,11 +5,13 @@ import time
 
 import torch
 
+from kernels.kv_cache import FP8
 from replica.models.linear import Linear
 
 _LOG = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPE_NAMES = ("auto", *_DTYPES)
+KV_CACHE_DTYPE_NAMES = ("auto", "fp8")
 
 # A layer larger than a core's L2 cache, so that decoding is timed with weights from memory.
 _FEATURES = 1024
@@ -44,6 +46,18 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         prefill32 * 1e6,
     )
     return chosen
+
+
+def resolve_kv_cache_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """What a model that computes in `dtype` keeps keys and values in; "auto" is the same.
+
+    Raises:
+        ValueError: there is no format of this name.
+    """
+    if name not in KV_CACHE_DTYPE_NAMES:
+        expected = ", ".join(KV_CACHE_DTYPE_NAMES)
+        raise ValueError(f"kv_cache_dtype {name!r}: expected one of {expected}")
+    return FP8 if name == "fp8" else dtype
 
 
 def _time_linears(dtype: torch.dtype) -> tuple[float, float]:

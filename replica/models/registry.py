@@ -24,13 +24,25 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """How to build one: the tensors it needs, and the constructor that reads a rank's part."""
+    """How to build one: the tensors it needs, and the constructor that reads a rank's part of them.
+
+    Attributes:
+        scale_names: Tensors of one number that a model's files may have; those that are there go to
+            `build` by name.
+    """
 
     tensor_shapes: Callable[[ModelConfig], Mapping[str, tuple[int, ...]]]
-    build: Callable[[ModelConfig, TensorReader, torch.device, Operations, Shard], Model]
+    scale_names: Callable[[ModelConfig], frozenset[str]]
+    build: Callable[
+        [ModelConfig, TensorReader, torch.device, Operations, Mapping[str, float], Shard], Model
+    ]
 
 
-_DECODER = Architecture(tensor_shapes=decoder.tensor_shapes, build=decoder.Decoder)
+_DECODER = Architecture(
+    tensor_shapes=decoder.tensor_shapes,
+    scale_names=decoder.scale_names,
+    build=decoder.Decoder,
+)
 _ARCHITECTURES = {
     "LlamaForCausalLM": _DECODER,
     "MistralForCausalLM": _DECODER,

@@ -22,7 +22,7 @@ import msgspec
 from replica.config import ReplicaConfig
 from replica.core.plan import Step
 from replica.engine.loop import Runner
-from replica.engine.model import device_of_rank, load_runner
+from replica.engine.model import device_of_rank, load_configured
 from replica.engine.process import (
     EXIT_COULD_NOT_START,
     EXIT_CRASHED,
@@ -46,7 +46,7 @@ from replica.parallel.group import GroupShard, find_store
 from replica.parallel.shard import Shard
 
 LoadRunner = Callable[[ReplicaConfig, Progress, Shard], Runner]
-"""See `replica.engine.model.load_runner`."""
+"""See `replica.engine.model.load_configured`."""
 
 
 class RankZero:
@@ -118,7 +118,7 @@ def main(load: LoadRunner) -> int:
 
 
 if __name__ == "__main__":
-    code = main(load_runner)
+    code = main(load_configured)
     sys.stderr.flush()
     # Not sys.exit: taking a NCCL group down may wait for ranks that wait for this one's end.
     os._exit(code)

@@ -65,7 +65,9 @@ class GroupShard:
         self.size = size
         self._minimum = minimum
         on_gpu = device.type == "cuda"
-        if not on_gpu:
+        if on_gpu:
+            torch.cuda.set_device(device)
+        else:
             # Else gloo listens at the address of the host's name, if that has one.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         dist.init_process_group(

@@ -5,7 +5,7 @@ import torch
 from replica.config import ReplicaConfig
 from replica.core.plan import Step, StepPlan
 from replica.engine.loop import Runner
-from replica.engine.model import device_of_rank, load_runner, with_known_dtype
+from replica.engine.model import device_of_rank, load_configured, with_known_dtype
 from replica.engine.process import Progress
 from replica.parallel.channel import Run, encode
 from replica.parallel.followers import Followers
@@ -75,7 +75,7 @@ def load_parallel_runner(config: ReplicaConfig, progress: Progress) -> ParallelR
             followers.check()
             progress(fraction)
 
-        return ParallelRunner(load_runner(config, tell, shard), followers)
+        return ParallelRunner(load_configured(config, tell, shard), followers)
     except BaseException:
         followers.close()
         raise

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from prompt.errors import ModelFileError
 from prompt.model_files import read_json
-from replica.models.config import config_from_huggingface
+from replica.models.huggingface_config import config_from_huggingface
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -55,7 +55,7 @@ class HuggingFaceSource:
         if columns is not None:
             taken.append(slice(columns.start, columns.stop))
         part: torch.Tensor = shard.get_slice(name)[tuple(taken)]
-        return part
+        return part.contiguous()  # it may be a view of the mapped file
 
 
 def _weight_files(directory: Path) -> list[Path]:

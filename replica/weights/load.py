@@ -1,5 +1,6 @@
 """From a model's files to a network ready to run: checks every tensor, then reads them."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,8 @@ def load_model(
     Raises:
         ValueError: the model cannot be divided among the ranks, or another rank cannot load.
         UnsupportedModel: no such architecture.
-        WrongTensor: a tensor is missing, unknown or of the wrong shape; it names the first.
+        WrongTensor: a tensor is missing, unknown or of the wrong shape, or a scale is not positive;
+            it names the first.
         ModelFileError: a tensor cannot be decoded.
     """
     config = source.config
@@ -76,7 +78,11 @@ def load_model(
         config = replace(config, max_model_len=min(max_model_len, config.max_model_len))
     built = architecture(config.architecture)
     expected = built.tensor_shapes(config)
-    _check_shapes(source.where, expected, source.shapes())
+    found = source.shapes()
+    scales = {
+        name: _read_scale(source, name) for name in sorted(built.scale_names(config) & found.keys())
+    }
+    _check_shapes(source.where, expected, {n: s for n, s in found.items() if n not in scales})
     unread = set(expected)
 
     def read(name: str, *, rows: range | None = None, columns: range | None = None) -> torch.Tensor:
@@ -87,12 +93,22 @@ def load_model(
         return tensor.to(device=device, dtype=dtype)
 
     with torch.inference_mode():
-        model = built.build(config, read, device, ops, shard)
+        model = built.build(config, read, device, ops, scales, shard)
     assert shard.size > 1 or not unread, f"nobody reads {sorted(unread)}"
     shard.minimum(0)  # nobody computes before all can
     if progress is not None:
         progress(1.0, "weights are loaded")
     return model
+
+
+def _read_scale(source: TensorSource, name: str) -> float:
+    tensor = source.read(name)
+    if tensor.numel() != 1:
+        raise WrongTensor(f"{source.where}: tensor {name} {list(tensor.shape)} is not one number")
+    scale = float(tensor.item())
+    if not 0 < scale < math.inf:
+        raise WrongTensor(f"{source.where}: {name} is {scale}, not more than 0 and finite")
+    return scale
 
 
 def _check_shapes(

@@ -15,12 +15,16 @@ GPU = Gpu("tiny", 100.0, 10.0)
         (floors.add_rms_norm(3, 10), Work(13 * 10 * 2, 150)),
         (floors.silu_mul(2, 8), Work(96, 80)),
         (floors.rope_and_cache_write(1, 4, 2, 8), Work(2 * 8 * 8 * 2 + 32 + 8, 3 * 6 * 8)),
+        # queries in and out of 2 bytes, keys and values in of 2 and out of 1
+        (floors.rope_and_cache_write(1, 4, 2, 8, 2, 1), Work((16 + 8 + 4) * 8 + 40, 144)),
         # 30 tokens of 2 KV heads of 8, keys and values; 2 queries of 4 heads in and out
         (floors.paged_attention_decode([10, 20], 4, 2, 8), Work(2176, 4 * 30 * 4 * 8)),
+        (floors.paged_attention_decode([10, 20], 4, 2, 8, 2, 1), Work(960 + 256, 3840)),
         # 1 + 2 + 3 tokens are seen
         (floors.paged_attention_prefill([3], [3], 1, 1, 8), Work(192, 4 * 6 * 8)),
         # two new ones after three: 4 + 5
         (floors.paged_attention_prefill([2], [5], 1, 1, 8), Work((80 + 32) * 2, 4 * 9 * 8)),
+        (floors.paged_attention_prefill([2], [5], 1, 1, 8, 2, 1), Work(80 + 64, 288)),
         (floors.matmul(2, 3, 5), Work((6 + 15 + 10) * 2, 60)),
         (floors.moe(1, 2, 8, 4, 6), Work((3 * 2 * 24 + 8) * 2, 6 * 2 * 24)),
         (floors.moe(100, 2, 8, 4, 6), Work((3 * 8 * 24 + 800) * 2, 6 * 200 * 24)),

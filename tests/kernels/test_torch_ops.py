@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kernels import torch_ops as ops
+from kernels.kv_cache import FP8
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -57,6 +58,14 @@ class PagedSequences:
                 block, slot = mine[position // BLOCK_SIZE], position % BLOCK_SIZE
                 self.cache[:, block, slot] = keys_values[:, position]
             self.keys_values.append(keys_values.double())
+
+    def quantise(self, key_scale: float, value_scale: float) -> None:
+        """What is held becomes float8, to be multiplied by these."""
+        scales = torch.tensor([key_scale, value_scale], dtype=torch.double)
+        self.cache = self.cache.to(FP8)
+        self.keys_values = [
+            one.to(FP8).double() * scales[:, None, None, None] for one in self.keys_values
+        ]
 
     def attend(
         self,
@@ -163,6 +172,49 @@ def test_prefill_attention_equals_the_loop(
     close(actual, torch.stack(expected))
 
 
+@DTYPES
+@LIMITS
+@pytest.mark.parametrize("lengths", [[40, 40], LENGTHS], ids=["equal", "odd"])
+def test_attention_to_a_cache_of_float8_equals_the_loop(
+    dtype: torch.dtype, limits: tuple[int | None, float | None], lengths: list[int]
+) -> None:
+    window, soft_cap = limits
+    query_heads, kv_heads, head_dim = 9, 3, 64
+    scales = {"key_scale": 0.37, "value_scale": 2.5}
+    paged = PagedSequences(lengths, kv_heads, head_dim, torch.float32)
+    paged.quantise(**scales)
+    # New tokens: the last of each sequence, and the last two where there are.
+    for news in ([1] * len(lengths), [min(2, length) for length in lengths]):
+        query = torch.randn(sum(news), query_heads, head_dim).to(dtype)
+        offsets = torch.tensor([0, *news]).cumsum(0).to(torch.int32)
+        context = torch.tensor(lengths, dtype=torch.int32)
+        options = {"window": window, "soft_cap": soft_cap, **scales}
+        rows = [
+            paged.attend(row, query[offsets[row] + i], length - new + i + 1, 0.1, window, soft_cap)
+            for row, (new, length) in enumerate(zip(news, lengths, strict=True))
+            for i in range(new)
+        ]
+        expected = torch.stack(rows)
+        arguments = (query, paged.cache, paged.tables)
+        close(ops.paged_attention_prefill(*arguments, offsets, context, 0.1, **options), expected)
+        if len(query) == len(lengths):
+            close(ops.paged_attention_decode(*arguments, context, 0.1, **options), expected)
+
+
+def test_a_cache_in_the_models_format_ignores_scales() -> None:
+    paged = PagedSequences([20], 1, 16, torch.float32)
+    query, length = torch.randn(1, 1, 16), torch.tensor([20], dtype=torch.int32)
+    arguments = (query, paged.cache, paged.tables)
+    ends = torch.tensor([0, 1], dtype=torch.int32)
+    scales = {"key_scale": 3.0, "value_scale": 3.0}
+    plain = ops.paged_attention_decode(*arguments, length, 0.1)
+    assert torch.equal(ops.paged_attention_decode(*arguments, length, 0.1, **scales), plain)
+    close(ops.paged_attention_prefill(*arguments, ends, length, 0.1, **scales), plain)
+    qkv, angles, slots = torch.randn(1, 3, 16), torch.ones(1, 8), torch.tensor([5])
+    ops.rope_and_cache_write(qkv.clone(), angles, angles, paged.cache, slots, **scales)
+    assert torch.equal(paged.cache[1, 0, 5], qkv[0, 2:])
+
+
 def test_decode_attention_does_not_depend_on_the_batch() -> None:
     paged = PagedSequences(LENGTHS, 3, 64, torch.float32)
     query = torch.randn(len(LENGTHS), 9, 64)
@@ -206,6 +258,27 @@ def test_rope_rotates_pairs_and_writes_only_its_slots(
     untouched = torch.ones(7 * BLOCK_SIZE, dtype=torch.bool)
     untouched[slots] = False
     assert flat[:, untouched].isnan().all()
+
+
+@DTYPES
+def test_keys_and_values_are_rounded_to_float8_and_kept_within_its_range(
+    dtype: torch.dtype,
+) -> None:
+    # Halves go to even; infinity becomes the greatest number; NaN stays, in both of a pair.
+    wide = [1.0, -1.0625, 1.1875, 2**-10, 3 * 2**-10, 460.0, -3000.0, torch.inf, torch.nan]
+    kept = [1.0, -1.0, 1.25, 0.0, 2**-8, 448.0, -448.0, 448.0, torch.nan]
+    pairs = [*[0.0] * 8, torch.nan]
+    head, expected = torch.tensor(wide + pairs), torch.tensor(kept + pairs)
+    qkv = torch.stack([head, head * 0.5, head * 4]).to(dtype)[None]
+    qkv[0, 1, 7] = 1e6  # turned, infinity would be NaN
+    cache = torch.full((2, 3, BLOCK_SIZE, 1, 18), torch.nan).to(FP8)
+    cosine, sine, slots = torch.ones(1, 9), torch.zeros(1, 9), torch.tensor([BLOCK_SIZE + 3])
+    ops.rope_and_cache_write(qkv, cosine, sine, cache, slots, key_scale=0.5, value_scale=4.0)
+    written = cache.float()
+    for one in written[:, 1, 3, 0]:
+        torch.testing.assert_close(one, expected, rtol=0, atol=0, equal_nan=True)
+    written[:, 1, 3] = torch.nan
+    assert written.isnan().all()
 
 
 @DTYPES

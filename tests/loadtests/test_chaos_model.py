@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from loadtests.chaos.cases import pool
 from loadtests.chaos.tiny_model import make_tiny_model
-from replica.runner import ModelRunner
+from replica.load_runner import load_runner
 from tests.support.tiny_models import Driver
 
 # Nearest lead over largest error, at least.
@@ -31,7 +31,7 @@ def test_every_token_of_the_pool_leads_by_far_more_than_float32_loses(directory:
         LlamaForCausalLM.from_pretrained(directory, dtype=dtype).eval()
         for dtype in (torch.float64, torch.float32)
     )
-    driver = Driver(ModelRunner.load(directory, dtype="float32", num_blocks=2000))
+    driver = Driver(load_runner(directory, dtype="float32", num_blocks=2000))
     leads, errors = [], []
     for case in pool("tiny", 40):
         prompt = prompt_ids(tokenizer, case.body)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from replica.runner import ModelRunner
+from replica.load_runner import load_runner
 from tests.support.tiny_models import (
     TINY_MODELS,
     Driver,
@@ -40,7 +40,7 @@ def tiny(
 
 @pytest.fixture
 def driver(tiny: tuple[Path, LlamaForCausalLM]) -> Driver:
-    runner = ModelRunner.load(tiny[0], dtype="float32", block_size=8, num_blocks=400)
+    runner = load_runner(tiny[0], dtype="float32", block_size=8, num_blocks=400)
     for cache in runner.kv_caches:
         cache.fill_(torch.nan)  # reading what nobody wrote would show
     return Driver(runner)
@@ -94,7 +94,7 @@ def embedded_reference(embedded_path: Path) -> LlamaForCausalLM:
 def test_the_embedded_gguf_gives_transformers_tokens(
     embedded_path: Path, embedded_reference: LlamaForCausalLM
 ) -> None:
-    runner = ModelRunner.load(embedded_path, dtype="float32", num_blocks=40, max_model_len=512)
+    runner = load_runner(embedded_path, dtype="float32", num_blocks=40, max_model_len=512)
     prompts = [random_prompt(40, 49152), random_prompt(3, 49152)]
     expected = [reference_tokens(embedded_reference, prompt, COUNT) for prompt in prompts]
     assert Driver(runner).generate(prompts, COUNT) == expected

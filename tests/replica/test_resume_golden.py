@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from replica.runner import ModelRunner
+from replica.load_runner import load_runner
 from tests.support.byte_model import VOCABULARY
 from tests.support.fake_engine import ApiHarness, make_config, running_api
 from tests.support.tiny_models import TINY_MODELS, save_tiny_model
@@ -34,7 +34,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def api(directory: Path) -> AsyncIterator[ApiHarness]:
     torch.set_num_threads(1)
     config = make_config(engine={"kv_cache_blocks": 512})
-    runner = ModelRunner.load(directory, dtype="float32", block_size=4, num_blocks=512)
+    runner = load_runner(directory, dtype="float32", block_size=4, num_blocks=512)
     async with running_api(config, runner) as harness:
         yield harness
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from replica.core.plan import SamplingParams, StepPlan
-from replica.runner import ModelRunner
+from replica.load_runner import load_runner
 from tests.support.tiny_models import TINY_MODELS, Driver, save_tiny_model
 
 
@@ -20,7 +20,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def driver(directory: Path) -> Driver:
-    return Driver(ModelRunner.load(directory, dtype="float32", block_size=8, num_blocks=200))
+    return Driver(load_runner(directory, dtype="float32", block_size=8, num_blocks=200))
 
 
 def test_results_stand_in_the_plans_order(driver: Driver) -> None:
@@ -64,13 +64,13 @@ def test_top_k_of_one_is_greedy(driver: Driver) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrow_formats_run(directory: Path, dtype: str) -> None:
-    runner = ModelRunner.load(directory, dtype=dtype, block_size=8, num_blocks=20)
+    runner = load_runner(directory, dtype=dtype, block_size=8, num_blocks=20)
     tokens = Driver(runner).generate([[1, 2, 3] * 7, [4]], 8, chunk=6)
     assert all(0 <= token < runner.vocab_size for text in tokens for token in text)
 
 
 def test_sizes_follow_from_the_model(directory: Path) -> None:
-    runner = ModelRunner.load(directory, dtype="float32", block_size=8, num_blocks=32)
+    runner = load_runner(directory, dtype="float32", block_size=8, num_blocks=32)
     # 2 (keys, values) · 3 layers · 8 tokens · 2 kv heads · head_dim 8 · 4 bytes
     assert runner.kv_cache_bytes_per_block == 3072
     assert runner.num_blocks == 32
@@ -78,10 +78,10 @@ def test_sizes_follow_from_the_model(directory: Path) -> None:
     assert sum(cache.nbytes for cache in runner.kv_caches) == 33 * 3072
     assert (runner.vocab_size, runner.max_model_len, runner.num_layers) == (512, 512, 3)
     with pytest.raises(ValueError, match="one of num_blocks and memory_fraction"):
-        ModelRunner.load(directory)
+        load_runner(directory)
 
 
 def test_the_context_can_be_shortened_not_lengthened(directory: Path) -> None:
-    short = ModelRunner.load(directory, dtype="float32", num_blocks=4, max_model_len=100)
-    long = ModelRunner.load(directory, dtype="float32", num_blocks=4, max_model_len=1000)
+    short = load_runner(directory, dtype="float32", num_blocks=4, max_model_len=100)
+    long = load_runner(directory, dtype="float32", num_blocks=4, max_model_len=1000)
     assert (short.max_model_len, long.max_model_len) == (100, 512)

@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from kernels.operations import operations
 from prompt.errors import ModelFileError
+from replica.load_runner import load_runner
 from replica.models.dtype import resolve_dtype
 from replica.models.errors import UnsupportedModel, WrongTensor
 from replica.runner import ModelRunner
 from replica.weights.load import load_model, open_source
+from tests.support.tiny_gguf import write_gguf
 from tests.support.tiny_models import TINY_MODELS, Driver, save_tiny_model
 
 SHAPE = TINY_MODELS["grouped-query, untied"]
@@ -35,7 +37,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def load(path: Path) -> ModelRunner:
-    return ModelRunner.load(path, dtype="float32", num_blocks=20)
+    return load_runner(path, dtype="float32", num_blocks=20)
 
 
 Tensors = dict[str, torch.Tensor]
@@ -53,6 +55,8 @@ def edit_config(directory: Path, change: dict[str, Any]) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
 
 
+CACHE_SCHEME = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False}
+K_SCALE = "model.layers.2.self_attn.k_scale"
 K_PROJ = "model.layers.1.self_attn.k_proj.weight"
 
 
@@ -68,8 +72,20 @@ K_PROJ = "model.layers.1.self_attn.k_proj.weight"
             lambda t: t.update({"model.layers.1.extra": torch.zeros(2)}),
             r"model.layers.1.extra \[2\] is not part of this model",
         ),
+        (
+            lambda t: t.update({K_SCALE: torch.ones(2)}),
+            rf"{K_SCALE} \[2\] is not one number",
+        ),
+        (
+            lambda t: t.update({K_SCALE: torch.tensor(0.0)}),
+            rf"{K_SCALE} is 0\.0, not more than 0 and finite",
+        ),
+        (
+            lambda t: t.update({K_SCALE.replace("2", "3"): torch.tensor(1.0)}),
+            r"k_scale \[\] is not part of this model",
+        ),
     ],
-    ids=["missing", "wrong shape", "extra"],
+    ids=["missing", "wrong shape", "extra", "two scales", "no scale", "a scale of no layer"],
 )
 def test_a_wrong_tensor_is_named_with_its_shapes(
     directory: Path, edit: Callable[[Tensors], object], message: str
@@ -102,6 +118,16 @@ def test_a_wrong_tensor_is_named_with_its_shapes(
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope scaling 'yarn'"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "factor is None"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "compressed-tensors",
+                    "config_groups": {"group_0": {}},
+                    "kv_cache_scheme": CACHE_SCHEME,
+                }
+            },
+            "quantization_config",
+        ),
         ({"num_hidden_layers": "many"}, "num_hidden_layers is 'many'"),
         ({"num_key_value_heads": 3}, "8 attention heads cannot share 3 KV heads"),
     ],
@@ -136,60 +162,102 @@ def test_a_missing_file_is_named(directory: Path) -> None:
         load(directory / "config.json")
 
 
-def write_gguf(directory: Path, file: Path, *, quantisation: str = "F32") -> None:
-    """The directory's model as llama.cpp would convert it: Llama's queries and keys interleaved."""
-    config = json.loads((directory / "config.json").read_text())
-    kind = {"mistral": "llama"}.get(config["model_type"], config["model_type"])
-    writer = gguf.GGUFWriter(file, kind)
-    if config.get("head_dim"):
-        writer.add_key_length(config["head_dim"])
-        writer.add_value_length(config["head_dim"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
-    architecture = gguf.MODEL_ARCH[kind.upper()]
-    names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
-    for name, tensor in load_file(directory / "model.safetensors").items():
-        heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
-        for part, key in heads.items():
-            if part in name and kind == "llama":
-                pairs = tensor.view(config[key], 2, -1, tensor.shape[1])
-                tensor = pairs.transpose(1, 2).reshape(tensor.shape)
-        values = tensor.contiguous().numpy()
-        gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if values.ndim == 2 and quantisation != "F32":
-            type = gguf.GGMLQuantizationType[quantisation]
-            writer.add_tensor(gguf_name, gguf.quants.quantize(values, type), raw_dtype=type)
-        else:
-            writer.add_tensor(gguf_name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+LLAMA3 = TINY_MODELS["nine heads on three, tied, llama3 rope, own head_dim"]
+MIXTRAL = TINY_MODELS["mixtral, two of four experts"]
+# llama.cpp knows no others: all layers have experts, whose probabilities are made to add up to 1.
+QWEN3_MOE = TINY_MODELS["qwen3 moe, three of eight experts, one dense layer"] | {
+    "mlp_only_layers": [],
+    "norm_topk_prob": True,
+}
 
 
 @pytest.mark.parametrize(
     "shape",
     [
-        "grouped-query, untied",
-        "mistral without a window",
-        "qwen2, tied",
-        "qwen3, own head_dim",
+        pytest.param(SHAPE, id="llama"),
+        pytest.param(LLAMA3, id="llama 3.1"),
+        pytest.param(TINY_MODELS["mistral without a window"], id="mistral"),
+        pytest.param(TINY_MODELS["qwen2, tied"], id="qwen2"),
+        pytest.param(TINY_MODELS["qwen3, own head_dim"], id="qwen3"),
+        pytest.param(MIXTRAL, id="mixtral"),
+        pytest.param(QWEN3_MOE, id="qwen3 moe"),
     ],
 )
 def test_a_gguf_file_gives_the_tokens_of_the_directory_it_came_from(
-    shape: str, tmp_path: Path
+    shape: dict[str, Any], tmp_path: Path
 ) -> None:
     directory = tmp_path / "huggingface"
-    save_tiny_model(directory, **TINY_MODELS[shape])
+    save_tiny_model(directory, **shape)
     write_gguf(directory, tmp_path / "tiny.gguf")
     expected = Driver(load(directory)).generate([PROMPT], 32)
     assert Driver(load(tmp_path / "tiny.gguf")).generate([PROMPT], 32) == expected
+
+
+def test_a_mixtral_file_may_have_a_tensor_for_each_expert(tmp_path: Path) -> None:
+    directory = tmp_path / "huggingface"
+    save_tiny_model(directory, **MIXTRAL)
+    write_gguf(directory, tmp_path / "tiny.gguf", merged_experts=False)
+    expected = Driver(load(directory)).generate([PROMPT], 32)
+    assert Driver(load(tmp_path / "tiny.gguf")).generate([PROMPT], 32) == expected
+
+
+def test_of_merged_experts_only_the_one_asked_for_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "huggingface"
+    save_tiny_model(directory, **MIXTRAL)
+    write_gguf(directory, tmp_path / "tiny.gguf", quantisation="Q8_0")
+    source = open_source(tmp_path / "tiny.gguf")
+    decoded: list[int] = []
+    decode = gguf.quants.dequantize
+
+    def counted(data: Any, kind: Any) -> Any:
+        values = decode(data, kind)
+        decoded.append(values.size)
+        return values
+
+    monkeypatch.setattr(gguf.quants, "dequantize", counted)
+    shapes = source.shapes()
+    names = [name for name in shapes if ".experts." in name]
+    assert len(names) == 3 * 4 * 3  # layers, experts, matrices
+    for name in names:
+        assert source.read(name).shape == shapes[name]
+    assert decoded == [torch.Size(shapes[name]).numel() for name in names]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"expert_used_count": 5}, "5 experts a token, but only 4"),
+        ({"expert_used_count": 0}, "expert_used_count is 0"),
+        ({"expert_shared_count": 1}, "expert_shared_count 1"),
+        ({"expert_weights_norm": False}, "expert_weights_norm False"),
+        ({"expert_weights_scale": 2.5}, "expert_weights_scale 2.5"),
+        ({"expert_gating_func": gguf.ExpertGatingFuncType.SIGMOID}, "expert_gating_func 2"),
+        ({"expert_count": 5}, r"gate\.weight has shape \[4, 64\], where \[5, 64\] is expected"),
+        ({"expert_count": 3}, r"gate\.weight has shape \[4, 64\], where \[3, 64\] is expected"),
+        ({"expert_count": 0}, r"mlp\.gate_proj\.weight \[96, 64\] is missing"),
+        ({"expert_feed_forward_length": 40}, r"shape \[96, 64\], where \[40, 64\] is expected"),
+    ],
+    ids=str,
+)
+def test_experts_that_are_not_what_the_metadata_says_are_refused(
+    metadata: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    directory = tmp_path / "huggingface"
+    save_tiny_model(directory, **MIXTRAL)
+    write_gguf(directory, tmp_path / "tiny.gguf", metadata=metadata)
+    with pytest.raises((UnsupportedModel, WrongTensor), match=message):
+        load(tmp_path / "tiny.gguf")
+
+
+@pytest.mark.parametrize("key", ["expert_count", "sliding_window"])
+def test_what_a_dense_gguf_file_may_not_have_is_refused(key: str, tmp_path: Path) -> None:
+    directory = tmp_path / "huggingface"
+    save_tiny_model(directory, **TINY_MODELS["qwen3, own head_dim"])
+    write_gguf(directory, tmp_path / "tiny.gguf", metadata={key: 4})
+    with pytest.raises(UnsupportedModel, match=f"{key} 4 is not supported"):
+        load(tmp_path / "tiny.gguf")
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("F16", 1e-3), ("BF16", 1e-2), ("Q8_0", 1e-2)])
@@ -232,7 +300,7 @@ def test_a_damaged_gguf_file_is_refused(
     [(range(8, 16), None), (None, range(3, 64)), (range(2, 9), range(1, 5)), (range(16), None)],
     ids=str,
 )
-def test_a_part_of_a_tensor_is_that_part_of_the_whole_and_nothing_else(
+def test_a_part_of_a_tensor_is_that_part_of_the_whole_and_keeps_no_more(
     directory: Path, tmp_path: Path, kind: str, rows: range | None, columns: range | None
 ) -> None:
     write_gguf(directory, tmp_path / "tiny.gguf")
@@ -242,7 +310,9 @@ def test_a_part_of_a_tensor_is_that_part_of_the_whole_and_nothing_else(
     expected = expected[:, columns.start : columns.stop] if columns else expected
     part = source.read(K_PROJ, rows=rows, columns=columns)
     torch.testing.assert_close(part, expected, rtol=0, atol=0)
-    assert part.untyped_storage().nbytes() == 4 * expected.numel()
+    assert part.is_contiguous()
+    if kind == "file":  # the other's are mapped from its file, and take no memory of their own
+        assert part.untyped_storage().nbytes() == 4 * expected.numel()
 
 
 def test_loading_tells_how_far_it_is(directory: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from replica.config import ReplicaConfig
 from replica.core.plan import FinishedStep, Step, StepPlan, StepResult
 from replica.engine.process import Progress
+from replica.load_runner import load_runner
 from replica.parallel.follower import main
 from replica.parallel.shard import Shard
 from replica.runner import ModelRunner
@@ -21,7 +22,7 @@ NUM_BLOCKS = 400
 
 
 def load_one(directory: Path, dtype: str = "float32", **more: object) -> ModelRunner:
-    runner = ModelRunner.load(
+    runner = load_runner(
         directory,
         dtype=dtype,
         threads=1,

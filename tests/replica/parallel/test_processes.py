@@ -18,7 +18,7 @@ import pytest
 from loadtests.chaos.tiny_model import make_tiny_model
 from replica.app import load_served_text
 from replica.config import ReplicaConfig
-from replica.engine.model import load_runner
+from replica.engine.model import load_configured
 from replica.parallel.runner import load_parallel_runner
 from replica.parallel.shard import WHOLE
 from tests.support.fake_engine import make_config, running_api
@@ -99,7 +99,7 @@ async def chat(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -
 @pytest.mark.processes
 async def test_two_ranks_answer_as_one_and_stop_when_told(model: Path) -> None:
     alone = config_of(model, ranks=1)
-    runner = load_runner(alone, lambda fraction: None, WHOLE)
+    runner = load_configured(alone, lambda fraction: None, WHOLE)
     async with running_api(alone, runner) as harness:
         harness.api.model = load_served_text(alone)
         told = [await chat(harness.session, harness.url, body) for body in BODIES]
