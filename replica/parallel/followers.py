@@ -62,6 +62,7 @@ class Followers:
         """
         self._on_end = on_end
         self._closing = threading.Event()
+        self._one_ended = threading.Event()
         self._failure: str | None = None
         self._followers: list[_Follower] = []
         try:
@@ -116,9 +117,7 @@ class Followers:
 
     def wait_for_an_end(self, timeout_s: float) -> None:
         """If one is just ending, lets that be told; else waits in vain."""
-        for follower in self._followers:
-            assert follower.watch is not None
-            follower.watch.join(timeout_s)
+        self._one_ended.wait(timeout_s)
 
     def close(self) -> None:
         """Ends them: they hold nothing that a gentler end would save."""
@@ -144,6 +143,7 @@ class Followers:
         code = follower.process.wait()
         if not failed and not self._closing.is_set():
             self._on_end(f"rank {follower.rank} ended: {describe_exit(code)}")
+            self._one_ended.set()
 
 
 class _Follower:

@@ -1,5 +1,7 @@
 """A model runner over several ranks: what the engine's loop has instead of a `ModelRunner`."""
 
+from collections.abc import Sequence
+
 import torch
 
 from replica.config import ReplicaConfig
@@ -8,7 +10,7 @@ from replica.engine.loop import Runner
 from replica.engine.model import device_of_rank, load_configured, with_known_dtype
 from replica.engine.process import Progress
 from replica.parallel.channel import Run, encode
-from replica.parallel.followers import Followers
+from replica.parallel.followers import FOLLOWER_COMMAND, Followers
 from replica.parallel.group import GroupShard, open_store
 
 # A broken connection may be noticed in a sum before it is in the channel.
@@ -49,8 +51,13 @@ class ParallelRunner:
             raise
 
 
-def load_parallel_runner(config: ReplicaConfig, progress: Progress) -> ParallelRunner:
+def load_parallel_runner(
+    config: ReplicaConfig, progress: Progress, *, command: Sequence[str] = FOLLOWER_COMMAND
+) -> ParallelRunner:
     """The configured model, loaded and warm on `engine.tensor_parallel` ranks: this and others.
+
+    Args:
+        command: The followers' processes.
 
     Raises:
         ValueError: the files or the configuration are wrong, on any rank; one line says how.
@@ -60,7 +67,7 @@ def load_parallel_runner(config: ReplicaConfig, progress: Progress) -> ParallelR
         raise ValueError(f"engine.tensor_parallel: {size} ranks need {size} GPUs, there are {gpus}")
     config = with_known_dtype(config)
     store = open_store(size)
-    followers = Followers(config, store.port)
+    followers = Followers(config, store.port, command=command)
     try:
         followers.minimum(0)  # all processes are there
         shard = GroupShard(

@@ -1,5 +1,6 @@
 """The runner's plan handling: order, sampling seeds, sizes; what it computes is in test_golden."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from replica.core.plan import SamplingParams, StepPlan
 from replica.load_runner import load_runner
+from replica.parallel.shard import Whole
 from tests.support.tiny_models import TINY_MODELS, Driver, save_tiny_model
 
 
@@ -85,3 +87,28 @@ def test_the_context_can_be_shortened_not_lengthened(directory: Path) -> None:
     short = load_runner(directory, dtype="float32", num_blocks=4, max_model_len=100)
     long = load_runner(directory, dtype="float32", num_blocks=4, max_model_len=1000)
     assert (short.max_model_len, long.max_model_len) == (100, 512)
+
+
+class FullestOfTwo(Whole):
+    """A rank beside one whose memory holds 17 blocks."""
+
+    def minimum(self, value: int) -> int:
+        return min(value, 17)
+
+
+class EmptyMemory:
+    total_bytes = 1_000_000
+    used_bytes = 0
+
+    def peak_bytes(self, run: Callable[[], object]) -> int:
+        run()
+        return 0
+
+
+@pytest.mark.parametrize(("shard", "blocks"), [(Whole(), 291), (FullestOfTwo(), 17)], ids=str)
+def test_the_fullest_rank_decides_how_many_blocks_all_have(
+    directory: Path, shard: Whole, blocks: int
+) -> None:
+    runner = load_runner(directory, dtype="float32", block_size=8, num_blocks=256, shard=shard)
+    runner.fit_cache(EmptyMemory(), 0.9)
+    assert runner.num_blocks == blocks

@@ -6,6 +6,7 @@ replica ── engine, rank 0 ── follower, rank 1
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import torch.distributed
 
 from loadtests.chaos.tiny_model import make_tiny_model
 from replica.app import load_served_text
@@ -154,6 +156,28 @@ async def test_a_model_that_cannot_be_divided_is_one_line(model: Path) -> None:
         "(of 8 attention heads) evenly"
     )
     assert not [one for one in replica.lines if "Traceback" in one]
+
+
+CANNOT_LOAD = """
+import os
+from replica.parallel.follower import main
+def load(config, progress, shard):
+    raise ValueError("cuda:1 is full")
+os._exit(main(load))
+"""
+
+
+@pytest.mark.processes
+def test_a_rank_that_cannot_load_says_why(model: Path) -> None:
+    try:
+        with pytest.raises(ValueError, match=r"^engine\.tensor_parallel: rank 1: cuda:1 is full$"):
+            load_parallel_runner(
+                config_of(model, ranks=2),
+                lambda fraction: None,
+                command=(sys.executable, "-c", CANNOT_LOAD),
+            )
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_more_ranks_than_gpus_are_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from tests.support.successive_models import (
 )
 from tests.support.tiny_models import TINY_MODELS, Driver, save_tiny_model
 
-COUNT = 16
+COUNT = 12
 MIXTRAL = TINY_MODELS["mixtral, two of four experts"]
 MODELS: dict[str, dict[str, object]] = {
     # An odd vocabulary: the ranks' logits overlap.
