@@ -8,7 +8,7 @@ What was sampled last stays on the device as well, so that the next step can be 
 anybody has seen it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,9 +33,11 @@ from replica.device.rehearsal import Rehearsal, all_kinds, largest_step
 from replica.models.config import ModelConfig
 from replica.models.decoder import StepTensors
 from replica.models.registry import Model
-from replica.weights.load import Progress
 
-# What a sequence that is not planned for a while may keep its block table for.
+# Told the fraction done so far, in [0, 1], and what is being done.
+Progress = Callable[[float, str], None]
+
+# A sequence that is not planned for a while keeps its block table that long.
 _TABLE_ROWS_PER_SEQUENCE = 2
 
 
@@ -200,6 +202,11 @@ class ModelRunner:
         with torch.inference_mode():
             graphs.record(self._decode, tell)
         self._graphs = graphs
+
+    def repeat_decode(self) -> None:
+        """Gives the device the last recorded decode's work again and nothing else: to time it."""
+        assert self._graphs is not None
+        self._graphs.repeat()
 
     def run(self, plan: StepPlan) -> StepResult:
         """`start` and wait."""
