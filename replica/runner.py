@@ -216,7 +216,6 @@ class ModelRunner:
         """Gives the device the plan's work: its tokens' KV, and the tokens it asks for."""
         if not plan.slices:
             return FinishedStep(StepResult(sampled=[]))
-        assert plan.num_tokens <= self._limits.max_batched_tokens
         batch = arrange(plan)
         decodes, prefills = batch.slices[: batch.decodes], batch.slices[batch.decodes :]
         with torch.inference_mode():
@@ -229,6 +228,8 @@ class ModelRunner:
             if prefills:
                 prefill = prefill_arrays(prefills, rows[batch.decodes :], self.block_size)
                 self._check(prefill)
+                tokens = batch.decodes + len(prefill["token_ids"])
+                assert tokens <= self._limits.max_batched_tokens
                 self._mixed(batch, upload(inputs, self._device), upload(prefill, self._device))
             elif self._graphs is not None:
                 self._graphs.replay(inputs)

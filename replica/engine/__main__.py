@@ -1,5 +1,6 @@
 """`python -m replica.engine`: the engine process with the real model runner."""
 
+import gc
 import sys
 
 from kernels.operations import BackendUnavailable
@@ -45,6 +46,10 @@ def build_runner(config: ReplicaConfig, progress: Progress) -> ModelRunner:
             f"{runner.max_model_len} tokens this model was made for"
         )
     config.check_context_fits(runner.num_blocks)
+    # Weights and modules stay. Looking through them again and again took a host's step of 64
+    # sequences from 0.5 to 1.4 ms.
+    gc.collect()
+    gc.freeze()
     return runner
 
 
