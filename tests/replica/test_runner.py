@@ -1,5 +1,6 @@
 """The runner's plan handling: order, sampling seeds, sizes; what it computes is in test_golden."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,53 @@ def test_the_context_can_be_shortened_not_lengthened(directory: Path) -> None:
     short = load_runner(directory, dtype="float32", num_blocks=4, max_model_len=100)
     long = load_runner(directory, dtype="float32", num_blocks=4, max_model_len=1000)
     assert (short.max_model_len, long.max_model_len) == (100, 512)
+
+
+class Memory:
+    """Of a device that is not there."""
+
+    total_bytes = 1_000_000
+
+    def __init__(self) -> None:
+        self.peaks: list[int] = []
+
+    @property
+    def used_bytes(self) -> int:
+        return 300_000
+
+    def peak_bytes(self, run: Callable[[], object]) -> int:
+        run()
+        self.peaks.append(100_000)
+        return 100_000
+
+
+def test_the_cache_takes_what_the_largest_steps_leave(directory: Path) -> None:
+    runner = load_runner(directory, dtype="float32", block_size=8, num_blocks=20)
+    memory = Memory()
+    runner.fit_cache(memory, 0.8)
+    assert len(memory.peaks) == 2  # the largest step, and the largest of decodes
+    # 800,000 less 300,000 in use and 200,000 for steps; one block belongs to nobody.
+    assert runner.num_blocks == 300_000 // 3072 - 1
+    tokens = Driver(runner).generate([[1, 2, 3]], 4)
+    assert tokens == Driver(load_runner(directory, dtype="float32", num_blocks=20)).generate(
+        [[1, 2, 3]], 4
+    )
+    with pytest.raises(ValueError, match=r"engine\.memory_fraction: 0\.5 "):
+        runner.fit_cache(memory, 0.5)
+
+
+def test_a_warm_up_tells_how_far_it_is_and_changes_no_answer(directory: Path) -> None:
+    runner = load_runner(
+        directory,
+        dtype="float32",
+        block_size=8,
+        num_blocks=20,
+        max_batched_tokens=32,
+        max_running_sequences=4,
+    )
+    cold = Driver(runner).generate([[1, 2, 3]], 4)
+    told: list[float] = []
+    runner.warm_up(lambda fraction, message: told.append(fraction))
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+    assert Driver(runner).generate([[1, 2, 3]], 4) == cold
