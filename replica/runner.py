@@ -8,7 +8,7 @@ What was sampled last stays on the device as well, so that the next step can be 
 anybody has seen it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,9 +34,11 @@ from replica.models.config import ModelConfig
 from replica.models.decoder import StepTensors
 from replica.models.registry import Model
 from replica.parallel.shard import WHOLE, Shard
-from replica.weights.load import Progress
 
-# What a sequence that is not planned for a while may keep its block table for.
+# Told the fraction done so far, in [0, 1], and what is being done.
+Progress = Callable[[float, str], None]
+
+# A sequence that is not planned for a while keeps its block table that long.
 _TABLE_ROWS_PER_SEQUENCE = 2
 
 
@@ -205,6 +207,11 @@ class ModelRunner:
             graphs.record(self._decode, tell)
         self._graphs = graphs
 
+    def repeat_decode(self) -> None:
+        """Gives the device the last recorded decode's work again and nothing else: to time it."""
+        assert self._graphs is not None
+        self._graphs.repeat()
+
     def run(self, plan: StepPlan) -> StepResult:
         """`start` and wait."""
         return self.start(plan).result()
@@ -213,7 +220,6 @@ class ModelRunner:
         """Gives the device the plan's work: its tokens' KV, and the tokens it asks for."""
         if not plan.slices:
             return FinishedStep(StepResult(sampled=[]))
-        assert plan.num_tokens <= self._limits.max_batched_tokens
         batch = arrange(plan)
         decodes, prefills = batch.slices[: batch.decodes], batch.slices[batch.decodes :]
         with torch.inference_mode():
@@ -226,6 +232,8 @@ class ModelRunner:
             if prefills:
                 prefill = prefill_arrays(prefills, rows[batch.decodes :], self.block_size)
                 self._check(prefill)
+                tokens = batch.decodes + len(prefill["token_ids"])
+                assert tokens <= self._limits.max_batched_tokens
                 self._mixed(batch, upload(inputs, self._device), upload(prefill, self._device))
             elif self._graphs is not None:
                 self._graphs.replay(inputs)

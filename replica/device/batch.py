@@ -51,14 +51,18 @@ class Arrangement:
 
 def arrange(plan: StepPlan) -> Arrangement:
     """Decodes first, each kind in the order of the plan."""
-    places = sorted(range(len(plan.slices)), key=lambda i: plan.slices[i].num_tokens > 1)
+    decodes = [place for place, one in enumerate(plan.slices) if len(one.token_ids) <= 1]
+    if len(decodes) == len(plan.slices):
+        return Arrangement(plan.slices, decodes, len(decodes), decodes)
+    prefills = [place for place, one in enumerate(plan.slices) if len(one.token_ids) > 1]
+    places = decodes + prefills
     slices = [plan.slices[place] for place in places]
     return Arrangement(
         slices=slices,
         places=places,
-        decodes=sum(one.num_tokens == 1 for one in slices),
+        decodes=len(decodes),
         samples=[
-            row for row, one in enumerate(slices) if one.num_tokens == 1 or one.sampling is not None
+            row for row, one in enumerate(slices) if row < len(decodes) or one.sampling is not None
         ],
     )
 

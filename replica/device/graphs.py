@@ -91,6 +91,7 @@ class DecodeGraphs:
         self._memory = torch.zeros(self._layout.num_bytes, dtype=torch.uint8, device=device)
         self._inputs = self._layout.tensors(self._memory)
         self._replays: dict[int, Callable[[], None]] = {}
+        self._last_size = sizes[0]
 
     @property
     def sequences_max(self) -> int:
@@ -121,7 +122,12 @@ class DecodeGraphs:
         count = len(arrays["token_ids"])
         size = min(size for size in self._sizes if size >= count)
         self._fill(count, arrays)
-        self._replays[size]()
+        self._last_size = size
+        self.repeat()
+
+    def repeat(self) -> None:
+        """The last step's work once more, on the same inputs."""
+        self._replays[self._last_size]()
 
     def _fill(self, count: int, arrays: Mapping[str, Array]) -> None:
         memory = host_memory(self._layout.num_bytes, self._device)

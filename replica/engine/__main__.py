@@ -8,7 +8,7 @@ import torch.distributed
 from replica.config import ReplicaConfig
 from replica.engine.loop import Runner
 from replica.engine.model import load_configured
-from replica.engine.process import Progress, main
+from replica.engine.process import Progress, main, spare_collector
 from replica.parallel.runner import load_parallel_runner
 from replica.parallel.shard import WHOLE
 
@@ -20,8 +20,11 @@ def build_runner(config: ReplicaConfig, progress: Progress) -> Runner:
         ValueError: the model's files or the configuration are wrong; one line says how.
     """
     if config.engine.tensor_parallel > 1:
-        return load_parallel_runner(config, progress)
-    return load_configured(config, progress, WHOLE)
+        runner: Runner = load_parallel_runner(config, progress)
+    else:
+        runner = load_configured(config, progress, WHOLE)
+    spare_collector()
+    return runner
 
 
 if __name__ == "__main__":

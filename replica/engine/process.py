@@ -8,6 +8,7 @@ Exit codes: 0 after a Shutdown message; 1 when the engine could not start (a Fai
 why); 2 when it crashed (its traceback is on standard error); 3 when its parent died.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -137,6 +138,15 @@ def build_scheduler(config: ReplicaConfig, num_blocks: int) -> Scheduler:
         prefix_cache=engine.prefix_cache,
     )
     return Scheduler(limits=limits, pool=BlockPool(num_blocks, engine.block_size))
+
+
+def spare_collector() -> None:
+    """What is there, weights and modules, stays, and the garbage collector need not look at it.
+
+    Looking through it again and again took a host's step of 64 sequences from 0.5 to 1.4 ms.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def read_line(descriptor: int) -> bytes:

@@ -31,6 +31,7 @@ from replica.engine.process import (
     end_with_parent,
     one_line,
     read_line,
+    spare_collector,
 )
 from replica.parallel.channel import (
     Agreed,
@@ -97,6 +98,7 @@ def run_follower(start: FollowerStart, load: LoadRunner) -> int:
     except (OSError, ValueError) as error:
         rank_zero.refuse(one_line(error))
         return EXIT_COULD_NOT_START
+    spare_collector()
     rank_zero.follow(runner)
     return 0
 

@@ -96,19 +96,59 @@ class FullestOfTwo(Whole):
         return min(value, 17)
 
 
-class EmptyMemory:
+class Memory:
+    """Of a device that is not there."""
+
     total_bytes = 1_000_000
-    used_bytes = 0
+
+    def __init__(self) -> None:
+        self.peaks: list[int] = []
+
+    @property
+    def used_bytes(self) -> int:
+        return 300_000
 
     def peak_bytes(self, run: Callable[[], object]) -> int:
         run()
-        return 0
+        self.peaks.append(100_000)
+        return 100_000
 
 
-@pytest.mark.parametrize(("shard", "blocks"), [(Whole(), 291), (FullestOfTwo(), 17)], ids=str)
-def test_the_fullest_rank_decides_how_many_blocks_all_have(
-    directory: Path, shard: Whole, blocks: int
-) -> None:
-    runner = load_runner(directory, dtype="float32", block_size=8, num_blocks=256, shard=shard)
-    runner.fit_cache(EmptyMemory(), 0.9)
-    assert runner.num_blocks == blocks
+def test_the_fullest_rank_decides_how_many_blocks_all_have(directory: Path) -> None:
+    runner = load_runner(
+        directory, dtype="float32", block_size=8, num_blocks=20, shard=FullestOfTwo()
+    )
+    runner.fit_cache(Memory(), 0.8)
+    assert runner.num_blocks == 17
+
+
+def test_the_cache_takes_what_the_largest_steps_leave(directory: Path) -> None:
+    runner = load_runner(directory, dtype="float32", block_size=8, num_blocks=20)
+    memory = Memory()
+    runner.fit_cache(memory, 0.8)
+    assert len(memory.peaks) == 2  # the largest step, and the largest of decodes
+    # 800,000 less 300,000 in use and 200,000 for steps; one block belongs to nobody.
+    assert runner.num_blocks == 300_000 // 3072 - 1
+    tokens = Driver(runner).generate([[1, 2, 3]], 4)
+    assert tokens == Driver(load_runner(directory, dtype="float32", num_blocks=20)).generate(
+        [[1, 2, 3]], 4
+    )
+    with pytest.raises(ValueError, match=r"engine\.memory_fraction: 0\.5 "):
+        runner.fit_cache(memory, 0.5)
+
+
+def test_a_warm_up_tells_how_far_it_is_and_changes_no_answer(directory: Path) -> None:
+    runner = load_runner(
+        directory,
+        dtype="float32",
+        block_size=8,
+        num_blocks=20,
+        max_batched_tokens=32,
+        max_running_sequences=4,
+    )
+    cold = Driver(runner).generate([[1, 2, 3]], 4)
+    told: list[float] = []
+    runner.warm_up(lambda fraction, message: told.append(fraction))
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+    assert Driver(runner).generate([[1, 2, 3]], 4) == cold

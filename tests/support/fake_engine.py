@@ -86,7 +86,11 @@ async def running_api(
 ) -> AsyncIterator[ApiHarness]:
     if runner is None:
         runner = FakeRunner(
-            config.engine.block_size, echo, VOCABULARY, num_blocks=config.engine.told_blocks
+            config.engine.block_size,
+            echo,
+            VOCABULARY,
+            num_blocks=config.engine.told_blocks,
+            steps_in_flight_max=2,
         )
     metrics = ReplicaMetrics(config)
     harness: ApiHarness
