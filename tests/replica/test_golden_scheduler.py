@@ -71,7 +71,7 @@ def test_steps_started_ahead_give_the_same_tokens_chunked_and_preempted(tiny: Ti
     runner = load(tiny[0], TIGHT)
     runner.steps_in_flight_max = 2
     engine = Engine(runner, blocks=TIGHT, max_batched_tokens=13)
-    assert engine.run(PROMPTS) == tiny[1]
+    assert engine.run(PROMPTS, COUNT) == tiny[1]
     assert engine.scheduler.counters.preemptions > 0
 
 
