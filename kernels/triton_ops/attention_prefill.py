@@ -84,7 +84,8 @@ def paged_attention_prefill(
 
     group = heads // kv_heads
     few = tokens * group <= _ROWS_FEW * sequences
-    launch = _launch(group, head_dim, query.element_size(), few, _kind(query.device))
+    capped = soft_cap is not None
+    launch = _launch(group, head_dim, query.element_size(), few, capped, _kind(query.device))
     tiles = tokens // (launch["ROWS"] // group) + sequences
     out = torch.empty((tokens, heads, head_dim), dtype=query.dtype, device=query.device)
     _prefill_kernel[(kv_heads, tiles)](
@@ -106,7 +107,7 @@ def paged_attention_prefill(
         HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size,
         HAS_WINDOW=window is not None,
-        HAS_CAP=soft_cap is not None,
+        HAS_CAP=capped,
         **launch,
     )
     return out
@@ -121,7 +122,9 @@ def _kind(device: torch.device) -> str:
     return "sm_90" if hopper else "sm_80"
 
 
-def _launch(group: int, head_dim: int, element_bytes: int, few: bool, kind: str) -> dict[str, int]:
+def _launch(
+    group: int, head_dim: int, element_bytes: int, few: bool, capped: bool, kind: str
+) -> dict[str, int]:
     """Rows, tile, warps and stages for one class of shapes.
 
     Tried for bf16, head_dim 128, group 4, as registers and bytes spilled:
@@ -136,7 +139,8 @@ def _launch(group: int, head_dim: int, element_bytes: int, few: bool, kind: str)
 
     On sm_80 the first spills with groups that are no power of two (rows then cost divisions, whose
     results stay) and with soft caps. Of head_dim 256, 64 rows by 64 spill on sm_80 and gfx942. On
-    sm_90 a fifth stage is 182 registers and 129 in place of 96 KiB.
+    sm_90 a fifth stage is 182 registers and 129 in place of 96 KiB. On gfx942 soft caps spill with
+    Triton 3.9 unless tiles are half as long.
     """
     dims = triton.next_power_of_2(head_dim)
     row_bytes = dims * element_bytes
@@ -147,6 +151,8 @@ def _launch(group: int, head_dim: int, element_bytes: int, few: bool, kind: str)
         rows, tile = 64, 32
     elif row_bytes > 128 and kind == "sm_80":
         rows, tile = (128, 32) if group == triton.next_power_of_2(group) else (64, 64)
+    if capped and not few and row_bytes > 128 and kind == "gfx942":
+        tile //= 2
     return {
         "ROWS": max(rows, triton.next_power_of_2(group)),
         "DIMS": dims,
@@ -318,7 +324,7 @@ _SHAPES = (
 def _case(
     dtype: str, head_dim: int, block_size: int, group: int, limited: bool, few: bool, kind: str
 ) -> Case:
-    launch = _launch(group, head_dim, 2, few, kind)
+    launch = _launch(group, head_dim, 2, few, limited, kind)
     warps, stages = launch.pop("num_warps"), launch.pop("num_stages")
     floats = dict.fromkeys(("out", "query", "kv_cache"), f"*{dtype}")
     tables = dict.fromkeys(("block_tables", "offsets", "lengths"), "*i32")

@@ -87,6 +87,12 @@ def test_what_a_call_changes_is_compared_too() -> None:
     assert row.verdict is Verdict.WRONG
 
 
+@pytest.mark.parametrize("sizes", [FULL, TINY], ids=["full", "tiny"])
+def test_no_two_rows_can_be_taken_for_each_other(sizes: Sizes) -> None:
+    names = [(one.name, case.name) for one in sections(sizes) for case in one.measurements]
+    assert len(set(names)) == len(names)
+
+
 def test_every_operation_is_checked_and_timed_and_attention_in_fp16_too() -> None:
     assert {case.operation for case in small()} == set(torch_ops.__all__)
     assert {one.case.operation for one in timed(FULL).values()} == set(torch_ops.__all__)
