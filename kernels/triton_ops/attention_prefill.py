@@ -84,8 +84,7 @@ def paged_attention_prefill(
 
     group = heads // kv_heads
     few = tokens * group <= _ROWS_FEW * sequences
-    capped = soft_cap is not None
-    launch = _launch(group, head_dim, query.element_size(), few, capped, _kind(query.device))
+    launch = _launch(group, head_dim, query.element_size(), few, _kind(query.device))
     tiles = tokens // (launch["ROWS"] // group) + sequences
     out = torch.empty((tokens, heads, head_dim), dtype=query.dtype, device=query.device)
     _prefill_kernel[(kv_heads, tiles)](
@@ -107,7 +106,7 @@ def paged_attention_prefill(
         HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size,
         HAS_WINDOW=window is not None,
-        HAS_CAP=capped,
+        HAS_CAP=soft_cap is not None,
         **launch,
     )
     return out
@@ -122,9 +121,7 @@ def _kind(device: torch.device) -> str:
     return "sm_90" if hopper else "sm_80"
 
 
-def _launch(
-    group: int, head_dim: int, element_bytes: int, few: bool, capped: bool, kind: str
-) -> dict[str, int]:
+def _launch(group: int, head_dim: int, element_bytes: int, few: bool, kind: str) -> dict[str, int]:
     """Rows, tile, warps and stages for one class of shapes.
 
     Tried for bf16, head_dim 128, group 4, as registers and bytes spilled:
@@ -139,8 +136,8 @@ def _launch(
 
     On sm_80 the first spills with groups that are no power of two (rows then cost divisions, whose
     results stay) and with soft caps. Of head_dim 256, 64 rows by 64 spill on sm_80 and gfx942. On
-    sm_90 a fifth stage is 182 registers and 129 in place of 96 KiB. On gfx942 soft caps spill with
-    Triton 3.9 unless tiles are half as long.
+    sm_90 a fifth stage is 182 registers and 129 in place of 96 KiB. On gfx942 Triton 3.8 spills of
+    all shapes of head_dim over 64 and 3.9 of those with a soft cap, unless tiles are half as long.
     """
     dims = triton.next_power_of_2(head_dim)
     row_bytes = dims * element_bytes
@@ -151,7 +148,7 @@ def _launch(
         rows, tile = 64, 32
     elif row_bytes > 128 and kind == "sm_80":
         rows, tile = (128, 32) if group == triton.next_power_of_2(group) else (64, 64)
-    if capped and not few and row_bytes > 128 and kind == "gfx942":
+    if kind == "gfx942" and row_bytes > 128 and not few:
         tile //= 2
     return {
         "ROWS": max(rows, triton.next_power_of_2(group)),
@@ -324,7 +321,7 @@ _SHAPES = (
 def _case(
     dtype: str, head_dim: int, block_size: int, group: int, limited: bool, few: bool, kind: str
 ) -> Case:
-    launch = _launch(group, head_dim, 2, few, limited, kind)
+    launch = _launch(group, head_dim, 2, few, kind)
     warps, stages = launch.pop("num_warps"), launch.pop("num_stages")
     floats = dict.fromkeys(("out", "query", "kv_cache"), f"*{dtype}")
     tables = dict.fromkeys(("block_tables", "offsets", "lengths"), "*i32")
