@@ -22,6 +22,7 @@ from loadtests.gpu_bench.sections import Section, sections
 from loadtests.gpu_bench.sizes import FULL
 from loadtests.provenance import commit
 
+_DEVICE = "cuda"
 NO_GPU, LOST = 2, 3  # exit codes; LOST: a case failed, and the GPU does not answer any more
 
 
@@ -70,7 +71,7 @@ def _unmeasured(section: Section, name: str, verdict: Verdict, notes: str) -> Ro
 def _check_gpu() -> None:
     """Raises: RuntimeError: it is lost, or its random numbers are since a capture that failed."""
     torch.cuda.synchronize()
-    torch.randn(8, device="cuda").sum().item()
+    torch.randn(8, device=_DEVICE).sum().item()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     if not torch.cuda.is_available():
         print("no GPU is here: nothing was measured", file=sys.stderr)
         return NO_GPU
-    device = torch.device("cuda")
+    device = torch.device(_DEVICE)
     results = found.load(chosen.results)
     if not results.ceilings:
         results.about = {

@@ -17,6 +17,7 @@ from loadtests.gpu_bench import run
 from loadtests.gpu_bench.measure import Bench
 from loadtests.gpu_bench.results import Results, Row, Verdict
 from loadtests.gpu_bench.sections import Section
+from loadtests.gpu_bench.sizes import TINY
 
 BENCH = Bench(torch.device("cpu"), torch_ops, lambda _: (1.0, ""), lambda: 1e12, {})
 ROW = Row(
@@ -87,6 +88,54 @@ def test_after_a_case_that_costs_the_gpu_the_next_process_goes_on_behind_it(
         run.measure_all(results, BENCH, chosen, lambda: 1.0, lost)
     run.measure_all(found.load(results.path), BENCH, chosen, lambda: 1.0, lambda: None)
     assert verdicts(results.path) == {"a": Verdict.FAILED, "b": Verdict.MET}
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU for the measuring process that is this CPU, and tiny cases."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "pretended")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(run, "_DEVICE", "cpu")
+    monkeypatch.setattr(run, "triton_ops", torch_ops)
+    monkeypatch.setattr(run, "FULL", TINY)
+    monkeypatch.setattr(run.timing, "ceilings", lambda _: {"memory": 1e12, "arithmetic": 1e14})
+    monkeypatch.setattr(run.timing, "median_s", lambda runs: (float(runs[0]() is None) + 1, ""))
+    monkeypatch.setattr(run.timing, "free_bytes", lambda: 1e12)
+
+
+@pytest.mark.usefixtures("pretended")
+def test_the_measuring_process_measures_the_sections_that_are_wanted(
+    results: Results, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = results.path
+    bench_gpu.begin(path, resume=False)
+    arguments = ["--results", str(path), "--only", "quantised", "--until"]
+    assert run.main([*arguments, "1e12"]) == 0
+    rows = found.load(path).rows
+    assert {row.section for row in rows} == {"quantised weights"}
+    assert all(row.us == 1e6 and row.verdict is Verdict.MET for row in rows)
+    told = capsys.readouterr().out.splitlines()
+    assert "pretended" in told[0]
+    assert "1.00 TB/s" in told[0]
+    assert len(told) == 1 + len(rows)
+    # Again: nothing is left to do, and the ceilings are known.
+    assert run.main([*arguments, "1e12"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("pretended")
+def test_the_measuring_process_says_that_the_gpu_is_lost(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault() -> None:
+        raise RuntimeError("CUDA error")
+
+    bench_gpu.begin(results.path, resume=False)
+    monkeypatch.setattr(torch.cuda, "synchronize", fault)
+    arguments = ["--results", str(results.path), "--until", "1e12", "--only", "quantised"]
+    assert run.main(arguments) == run.LOST == bench_gpu._LOST
+    assert len(found.load(results.path).rows) == 1
 
 
 def test_what_is_saved_is_what_is_loaded(results: Results) -> None:
