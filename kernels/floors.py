@@ -106,6 +106,18 @@ def matmul(rows: int, inner: int, columns: int, itemsize: int = 2) -> Work:
     return Work(moved, 2 * rows * inner * columns)
 
 
+def quantised_matmul(
+    rows: int, inner: int, columns: int, bits: int, scale_bytes: float, itemsize: int = 2
+) -> Work:
+    """
+    Args:
+        bits: Of a weight.
+        scale_bytes: All scales and zeros.
+    """
+    moved = rows * (inner + columns) * itemsize + inner * columns * bits / 8 + scale_bytes
+    return Work(moved, 2 * rows * inner * columns)
+
+
 def moe(
     tokens: int, top_k: int, experts: int, hidden: int, intermediate: int, itemsize: int = 2
 ) -> Work:
@@ -119,3 +131,8 @@ def moe(
 
 def sample(rows: int, vocabulary: int, itemsize: int = 2) -> Work:
     return Work(rows * vocabulary * itemsize, rows * vocabulary)
+
+
+def logits_mask(rows: int, vocabulary: int, forbidden: int, itemsize: int = 2) -> Work:
+    """One bit a token read, and a logit written for each of the `forbidden` tokens of all rows."""
+    return Work(rows * vocabulary / 8 + forbidden * itemsize, rows * vocabulary)

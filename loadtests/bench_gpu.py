@@ -4,142 +4,114 @@
 2. What this GPU does in fact: bytes copied a second, bf16 products a second.
 3. Each operation at the shapes of models that people serve: the median of many runs on inputs that
    are not in any cache, replayed as a CUDA graph, as decoding runs; its floor by the maker's
-   numbers; and the share it reaches of what was measured in 2.
+   numbers; the share it reaches of what was measured in 2, its target, and torch beside it.
 
 Needs torch and Triton, nothing else: it may be run from a checkout on a machine without the rest.
+This process never touches the GPU: it watches over the one that does (`loadtests.gpu_bench.run`),
+ends it where a case hangs, starts it again where a case was its end, and prints the table. When
+the time is over, cases left are skipped, and the table says so.
+
+Exit codes: 0 all right, 1 something is wrong or failed (a target may be missed), 2 no GPU.
 """
 
 import argparse
-import json
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-import triton
-import triton.testing
+from loadtests.gpu_bench import results as found
+from loadtests.gpu_bench.results import Results, Row, Verdict
 
-from kernels import torch_ops, triton_ops
-from kernels.floors import H100
-from loadtests.gpu_bench.cases import Arguments, Case, large, small
-
-_TOLERANCE = 2e-2  # of the largest number in the result: bf16 has 8 bits
-_ROTATED_BYTES = 512 * 2**20  # more than any GPU's last cache holds
-_ROTATIONS_MAX = 16
-_COPIED_BYTES = 2**30
-_MATMUL = 8192
+_SECONDS = 420.0
+# A case's kernels are compiled in seconds; importing torch from a cold disk may take a minute.
+_SILENCE_S_MAX = 120.0
+_LOOK_S = 0.25
+_NO_GPU, _LOST = 2, 3  # exit codes of the measuring process
+_SET_UP = ("set-up", "torch, the GPU and its ceilings")
 
 
-def differences(case: Case, device: torch.device) -> float:
-    """The largest error of its result, and of what it changes, as a share of the largest number."""
-    torch.manual_seed(0)
-    ours = case.make(torch.bfloat16, device)
-    exact = {name: _wide(one) for name, one in ours.items()}
-    found, expected = case.call(triton_ops, ours), case.call(torch_ops, exact)
-    pairs = list(zip(_tensors(found), _tensors(expected), strict=True))
-    pairs += [(ours[name], exact[name]) for name in case.changed]
-    return max(
-        float((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in pairs
-    )
+def watch(command: Sequence[str], path: Path, silence_s_max: float) -> int:
+    """Runs the measuring process until each case has its row; its last exit code.
+
+    A case that it ends in, or is silent in for too long, has failed; the others go on.
+    """
+    while True:
+        code, why = _one_process(command, path, silence_s_max)
+        results = found.load(path)
+        if code in (0, _NO_GPU):
+            return code
+        if results.running is not None:
+            section, name = results.running
+            row = Row(section=section, name=name, operation=name, shape="",
+                      verdict=Verdict.FAILED, notes=why)  # fmt: skip
+            results.end(row)
+            print(found.line(row), flush=True)
+        elif code != _LOST:
+            print(f"{why}, and no case was running", file=sys.stderr)
+            return code
+        if not results.ceilings:  # nothing can be measured beside them
+            return code
 
 
-def _wide(one: Any) -> Any:
-    is_wide = isinstance(one, torch.Tensor) and one.dtype == torch.bfloat16
-    return one.double() if is_wide else one.clone() if isinstance(one, torch.Tensor) else one
+def _one_process(command: Sequence[str], path: Path, silence_s_max: float) -> tuple[int, str]:
+    """Its exit code, and how it ended in words. It is killed when nothing changes for too long."""
+    with subprocess.Popen(command) as process:
+        try:
+            heard, changed = time.monotonic(), path.stat().st_mtime_ns
+            while True:
+                try:
+                    code = process.wait(_LOOK_S)
+                    return code, f"the process ended with code {code}"
+                except subprocess.TimeoutExpired:
+                    pass
+                if path.stat().st_mtime_ns != changed:
+                    heard, changed = time.monotonic(), path.stat().st_mtime_ns
+                if time.monotonic() - heard > silence_s_max:
+                    process.kill()
+                    return process.wait(), f"killed: nothing came for {silence_s_max:.0f} s"
+        finally:
+            process.kill()
 
 
-def _tensors(found: Any) -> Sequence[torch.Tensor]:
-    return found if isinstance(found, tuple) else (found,)
-
-
-def median_s(run: Callable[[Arguments], Any], made: Sequence[Arguments]) -> float:
-    """Of a call of `run`, with each of the arguments in turn."""
-
-    def all_of_them() -> None:
-        for arguments in made:
-            run(arguments)
-
-    milliseconds = triton.testing.do_bench_cudagraph(all_of_them, return_mode="median")
-    return float(milliseconds) / 1e3 / len(made)
-
-
-def ceilings(device: torch.device) -> dict[str, float]:
-    """Bytes a second that a copy moves, both ways together, and bf16 operations a second."""
-    source = torch.empty(_COPIED_BYTES, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    copy_ms = triton.testing.do_bench(lambda: target.copy_(source), return_mode="median")
-    left = torch.randn(_MATMUL, _MATMUL, device=device).to(torch.bfloat16)
-    matmul_ms = triton.testing.do_bench(lambda: left @ left, return_mode="median")
-    return {
-        "memory": 2 * _COPIED_BYTES / (copy_ms / 1e3),
-        "arithmetic": 2 * _MATMUL**3 / (matmul_ms / 1e3),
-    }
-
-
-def measure(case: Case, device: torch.device, ceiling: dict[str, float]) -> dict[str, Any]:
-    """Its row of the table."""
-    copies = min(_ROTATIONS_MAX, max(1, int(_ROTATED_BYTES / case.work.bytes)))
-    made = [case.make(torch.bfloat16, device) for _ in range(copies)]
-    seconds = median_s(lambda arguments: case.call(triton_ops, arguments), made)
-    rival_s = None
-    if case.rival is not None:
-        rival = case.rival
-        rival_s = median_s(lambda arguments: rival(**arguments), made)
-    done = case.work.bytes if case.bound == "memory" else case.work.operations
-    return {
-        "operation": case.operation,
-        "shape": case.shape,
-        "us": seconds * 1e6,
-        "floor_us": H100.floor_s(case.work) * 1e6,
-        "share": done / seconds / ceiling[case.bound],
-        "bound": case.bound,
-        "torch_us": None if rival_s is None else rival_s * 1e6,
-    }
-
-
-def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The table, in Markdown."""
-    told = ["| operation | shape | µs | floor, µs | of what was measured | torch, µs |",
-            "|---|---|---|---|---|---|"]  # fmt: skip
-    for row in rows:
-        rival = "" if row["torch_us"] is None else f"{row['torch_us']:,.1f}"
-        told.append(
-            f"| {row['operation']} | {row['shape']} | {row['us']:,.1f} | {row['floor_us']:,.1f}"
-            f" | {row['share']:.0%} of {row['bound']} | {rival} |"
-        )
-    return told
+def begin(path: Path, resume: bool) -> None:
+    """An empty file of results; resumed, one with what was measured."""
+    results = found.load(path) if resume else Results(path)
+    unmeasured = (Verdict.SKIPPED, Verdict.FAILED)
+    results.rows = [row for row in results.rows if row.verdict not in unmeasured]
+    results.begin(*_SET_UP)
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=_SECONDS,
+                        help="begin no case after so many (default: %(default).0f)")  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the results, after each case")
+    parser.add_argument("--resume", action="store_true",
+                        help="measure only what FILE has not")  # fmt: skip
+    parser.add_argument("--only", default="", metavar="TEXT",
+                        help="only sections whose names have this in them")  # fmt: skip
     chosen = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        print("no GPU is here: nothing was measured", file=sys.stderr)
-        return 2
-    device = torch.device("cuda")
-    name = torch.cuda.get_device_name(device)
-    wrong = 0
-    for case in small():
-        error = differences(case, device)
-        wrong += error > _TOLERANCE
-        told = "WRONG" if error > _TOLERANCE else "right"
-        print(f"{told}: {case.operation}, {case.shape}: off by {error:.2e}", flush=True)
-    ceiling = ceilings(device)
-    print(f"{name}, torch {torch.__version__}, Triton {triton.__version__}: a copy moves"
-          f" {ceiling['memory'] / 1e12:.2f} TB/s, a bf16 product does"
-          f" {ceiling['arithmetic'] / 1e12:.0f} TFLOP/s", flush=True)  # fmt: skip
-    rows = []
-    for case in large():
-        rows.append(measure(case, device, ceiling))
-        torch.cuda.empty_cache()
-    print(*lines(rows), sep="\n")
-    if chosen.json is not None:
-        results = {"gpu": name, "torch": torch.__version__, "triton": triton.__version__,
-                   "ceilings": ceiling, "wrong": wrong, "rows": rows}  # fmt: skip
-        chosen.json.write_text(json.dumps(results, indent=2) + "\n")
-    return 1 if wrong else 0
+    until = time.time() + chosen.seconds
+    # Whoever ends this from outside gets the table of what there is.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory() as directory:
+        path = chosen.json or Path(directory) / "results.json"
+        begin(path, chosen.resume)
+        command = [sys.executable, "-m", "loadtests.gpu_bench.run", "--results", str(path),
+                   "--until", str(until), "--only", chosen.only]  # fmt: skip
+        try:
+            code = watch(command, path, _SILENCE_S_MAX)
+        except KeyboardInterrupt:
+            code = 1
+        if code == _NO_GPU:
+            return _NO_GPU
+        results = found.load(path)
+        print(*found.table(results.rows), "", found.summary(results.rows), sep="\n", flush=True)
+    return 0 if code == 0 and results.all_well() else 1
 
 
 if __name__ == "__main__":

@@ -145,7 +145,8 @@ def _launch(group: int, head_dim: int, element_bytes: int, few: bool, kind: str)
 
     On sm_80 the first spills with groups that are no power of two (rows then cost divisions, whose
     results stay) and with soft caps. Of head_dim 256, 64 rows by 64 spill on sm_80 and gfx942. On
-    sm_90 a fifth stage is 182 registers and 129 in place of 96 KiB.
+    sm_90 a fifth stage is 182 registers and 129 in place of 96 KiB. On gfx942 Triton 3.8 spills of
+    all shapes of head_dim over 64 and 3.9 of those with a soft cap, unless tiles are half as long.
     """
     dims = triton.next_power_of_2(head_dim)
     row_bytes = dims * element_bytes
@@ -156,6 +157,8 @@ def _launch(group: int, head_dim: int, element_bytes: int, few: bool, kind: str)
         rows, tile = 64, 32
     elif row_bytes > 128 and kind == "sm_80":
         rows, tile = (128, 32) if group == triton.next_power_of_2(group) else (64, 64)
+    if kind == "gfx942" and row_bytes > 128 and not few:
+        tile //= 2
     return {
         "ROWS": max(rows, triton.next_power_of_2(group)),
         "DIMS": dims,

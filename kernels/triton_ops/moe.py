@@ -42,11 +42,11 @@ def _tile(
     ends = tl.load(ends_ptr + ids, mask=ids < experts, other=2147483647)
     expert = tl.sum((ends <= tile).to(tl.int32))
     known = expert < experts
-    first = tile - (
-        tl.load(ends_ptr + expert, mask=known) - tl.load(blocks_ptr + expert, mask=known)
-    )
+    end = tl.load(ends_ptr + expert, mask=known, other=0)
+    first = tile - (end - tl.load(blocks_ptr + expert, mask=known, other=0))
     rows = first * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = known & (rows < tl.load(counts_ptr + expert, mask=known, other=0))
+    # Of no expert there are no rows. (`known & ...` is no mask to the interpreter of Triton 3.9.)
+    inside = rows < tl.load(counts_ptr + expert, mask=known, other=0)
     return expert, tl.load(starts_ptr + expert, mask=known, other=0) + rows, inside
 
 

@@ -13,6 +13,9 @@ from kernels.ahead import TARGETS, Usage, all_cases
 ROOT = Path(__file__).parents[2]
 CASES = {case.name: case for case in all_cases()}
 
+# Two registers put aside: the assembler of Triton 3.8 does that now and then, with many to spare.
+SPILLED_BYTES_MAX = 8
+
 # 131072 numbers in the registers of 16 warps: no target has that many.
 SPILLING = """
 from dataclasses import replace
@@ -66,15 +69,21 @@ def test_a_kernel_fits_its_targets_and_does_not_spill_if_hot(
     for target in case.targets:
         taken = usage[name, target]
         assert taken.shared_bytes <= TARGETS[target].shared_bytes_max, target
-        assert not (case.hot and taken.spilled_bytes), f"{target}: {taken}"
+        assert not case.hot or taken.spilled_bytes <= SPILLED_BYTES_MAX, f"{target}: {taken}"
 
 
 def test_a_kernel_that_spills_is_seen_to() -> None:
     spilled_bytes = compiling("-c", SPILLING).split()
     assert len(spilled_bytes) == len(TARGETS)
-    assert all(int(one) > 0 for one in spilled_bytes)
+    assert all(int(one) > SPILLED_BYTES_MAX for one in spilled_bytes)
 
 
-def test_the_committed_table_names_the_cases_there_are() -> None:
+def test_the_committed_table_names_the_cases_there_are_and_no_hot_one_spills_at_all() -> None:
     committed = rows(ROOT / "docs/kernels.md")
     assert list(committed) == list(CASES), "make kernels-table"
+    spilling = {
+        name
+        for name, (_, *cells) in committed.items()
+        if any(cell and cell.split(" / ")[1] != "0" for cell in cells)
+    }
+    assert not {name for name in spilling if CASES[name].hot}

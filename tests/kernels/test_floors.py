@@ -26,9 +26,11 @@ GPU = Gpu("tiny", 100.0, 10.0)
         (floors.paged_attention_prefill([2], [5], 1, 1, 8), Work((80 + 32) * 2, 4 * 9 * 8)),
         (floors.paged_attention_prefill([2], [5], 1, 1, 8, 2, 1), Work(80 + 64, 288)),
         (floors.matmul(2, 3, 5), Work((6 + 15 + 10) * 2, 60)),
+        (floors.quantised_matmul(2, 8, 5, 4, 10), Work(2 * 13 * 2 + 20 + 10, 160)),
         (floors.moe(1, 2, 8, 4, 6), Work((3 * 2 * 24 + 8) * 2, 6 * 2 * 24)),
         (floors.moe(100, 2, 8, 4, 6), Work((3 * 8 * 24 + 800) * 2, 6 * 200 * 24)),
         (floors.sample(2, 100), Work(400, 200)),
+        (floors.logits_mask(2, 80, 150), Work(20 + 300, 160)),
     ],
 )
 def test_work_is_as_reckoned_by_hand(work: Work, expected: Work) -> None:
