@@ -64,6 +64,7 @@ class ModelRunner:
         dtype: str = "auto",
         device: str = "cpu",
         backend: str = "torch",
+        tuned: Path | None = None,
         threads: int | None = None,
         block_size: int = 16,
         num_blocks: int | None = None,
@@ -78,6 +79,7 @@ class ModelRunner:
             dtype: "auto", "float32", "bfloat16" or "float16".
             device: As torch names it.
             backend: What computes: "torch" or "triton".
+            tuned: Where `kernels.tuning` keeps the launches it found; None uses none.
             threads: torch's CPU threads, for the whole process; None leaves them.
             block_size: Tokens a block.
             num_blocks: The cache's size; or give `kv_cache_bytes`, not both.
@@ -96,7 +98,7 @@ class ModelRunner:
             torch.set_num_threads(threads)
         started = time.perf_counter()
         on = torch.device(device)
-        ops = operations(backend, on)
+        ops = operations(backend, on, tuned)
         source = open_source(path)
         number_format = resolve_dtype(dtype, on)
         if num_blocks is None:

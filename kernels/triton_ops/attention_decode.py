@@ -34,12 +34,12 @@ import triton.language as tl
 from kernels.ahead import Case
 from kernels.triton_ops.attention_items import CHUNK_TOKENS_MIN, find_item
 from kernels.triton_ops.attention_tile import add_tile, base2_scores, token_offsets
+from kernels.triton_ops.launch_rules import DECODE, kind
 
 # The second kernel holds all splits of a head at once: 128 · 128 fp32 are 64 registers a thread.
 _SPLITS_MAX = 128
-# Programs wanted for each streaming multiprocessor: as many as fit at a time, see _launch.
+# Programs wanted for each streaming multiprocessor: as many as fit at a time, see `launch_rules`.
 _PROGRAMS_PER_PROCESSOR = 4
-_ROWS_MIN = 16  # of a matrix for tl.dot
 _CPU_PROCESSORS = 4  # under the interpreter
 
 
@@ -115,8 +115,9 @@ def decode_on(
         query.device, triton.next_power_of_2(items), heads, head_dim
     )
     out = torch.empty((sequences, heads, head_dim), dtype=query.dtype, device=query.device)
-    hip = torch.version.hip is not None
-    launch = _launch(heads // kv_heads, head_dim, query.element_size(), hip)
+    launch = DECODE.launch(
+        kind(query.device), query.element_size(), head_dim, block_size, heads // kv_heads
+    )
     _decode_kernel[(kv_heads, items)](
         out,
         partials,
@@ -180,26 +181,6 @@ def _scratch(
         torch.empty((items, heads), dtype=torch.float32, device=device),
         torch.empty((items, 2), dtype=torch.int32, device=device),
     )
-
-
-def _launch(group: int, head_dim: int, element_bytes: int, hip: bool) -> dict[str, int]:
-    """Tile, warps and stages for one class of shapes.
-
-    Keys and values of one tile take 32 KiB together, so that four programs fit on a multiprocessor
-    of 227 KiB and bytes enough are on their way. Tried for bf16, head_dim 128, as registers and
-    KiB of shared memory on sm_90: tile 64 with 2 stages 96, 38 (waits for the block ids); with 3
-    stages 118, 38; with 5, 128 and 8 bytes spilled, 71 (two tiles on their way, but two programs);
-    tile 128 with 2 stages 168, 72. On gfx942 a third stage is not worth its share of 64 KiB.
-    """
-    dims = triton.next_power_of_2(head_dim)
-    tile_bytes = 8192 if hip else 16384
-    return {
-        "ROWS": max(_ROWS_MIN, triton.next_power_of_2(group)),
-        "DIMS": dims,
-        "TILE": max(_ROWS_MIN, tile_bytes // (dims * element_bytes)),
-        "num_warps": 4,
-        "num_stages": 2 if hip else 3,
-    }
 
 
 def _combine_warps(splits_max: int, dims: int) -> int:
@@ -354,7 +335,8 @@ _SHAPES = (
 def _decode_case(
     dtype: str, head_dim: int, block_size: int, group: int, limited: bool, hip: bool
 ) -> Case:
-    launch = _launch(group, head_dim, 2, hip)
+    shape = ("gfx942" if hip else "sm_90", 2, head_dim, block_size, group)
+    launch = dict(DECODE.launch(*shape))
     warps, stages = launch.pop("num_warps"), launch.pop("num_stages")
     floats = dict.fromkeys(("out", "query", "kv_cache"), f"*{dtype}")
     scratch = {"partials": "*fp32", "log_sums": "*fp32", "splits": "*i32"}

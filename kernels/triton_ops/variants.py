@@ -10,8 +10,8 @@ Where an operation has several variants, only these numbers of a step choose bet
 
 from dataclasses import dataclass
 
-from kernels.triton_ops import attention_items, attention_prefill, quantised
-from kernels.triton_ops.moe import ROWS_FEW as MOE_ROWS_FEW
+from kernels.triton_ops.attention_items import CHUNK_TOKENS_MIN
+from kernels.triton_ops.launch_rules import ROWS_FEW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +38,12 @@ def warm_up_steps(
     """
     assert step_tokens_max > 0
     assert context_tokens_max > 0
-    two_chunks = min(attention_items.CHUNK_TOKENS_MIN.value + 1, context_tokens_max)
+    two_chunks = min(CHUNK_TOKENS_MIN.value + 1, context_tokens_max)
     steps = [Step(new_tokens=(1,), prefix_tokens=two_chunks - 1)]
     # A prefill of few tokens, and one token more than are few for any group of heads and product.
-    counts = {2, attention_prefill.ROWS_FEW + 1, quantised.ROWS_FEW + 1}
+    counts = {2, ROWS_FEW + 1}
     if experts:
-        counts.add(MOE_ROWS_FEW * experts // top_k + 1)
+        counts.add(ROWS_FEW * experts // top_k + 1)
     for count in sorted(counts):
         if count <= step_tokens_max:
             full, rest = divmod(count, context_tokens_max)

@@ -1,7 +1,9 @@
 """`python -m replica.engine`: the engine process with the real model runner."""
 
+import os
 import sys
 
+from kernels import launch_file
 from kernels.operations import BackendUnavailable
 from prompt.assets import resolve_model_path
 from prompt.errors import PromptError
@@ -22,6 +24,7 @@ def build_runner(config: ReplicaConfig, progress: Progress) -> ModelRunner:
             dtype=config.model.dtype,
             device=config.engine.device,
             backend=config.engine.backend,
+            tuned=launch_file.directory(os.environ),
             threads=config.engine.threads,
             block_size=config.engine.block_size,
             num_blocks=config.engine.kv_cache_blocks,

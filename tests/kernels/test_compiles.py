@@ -15,7 +15,7 @@ import triton
 from kernels import compiles, triton_ops
 from kernels.compiles import compiled_kernels, count_compiled_kernels
 from kernels.triton_ops import attention_decode
-from kernels.triton_ops.moe import ROWS_FEW
+from kernels.triton_ops.launch_rules import ROWS_FEW
 from kernels.triton_ops.variants import Step, warm_up_steps
 from tests.kernels.device import INTERPRETED
 from tests.kernels.fake_gpu import jit_functions, pretend
