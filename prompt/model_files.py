@@ -44,10 +44,7 @@ class GgufFile:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Each tensor's shape in C order, as in PyTorch: the file has it reversed."""
-        return {
-            name: tuple(int(size) for size in reversed(tensor.shape))
-            for name, tensor in self._tensors.items()
-        }
+        return {name: _shape(tensor) for name, tensor in self._tensors.items()}
 
     def read(self, name: str) -> "np.ndarray[Any, np.dtype[np.float32]]":
         """The tensor as fp32, in its shape.
@@ -55,17 +52,40 @@ class GgufFile:
         Raises:
             ModelFileError: it is quantised in a way the package does not decode.
         """
+        tensor = self._tensors[name]
+        return self._decode(tensor, tensor.data).reshape(_shape(tensor))
+
+    def read_part(self, name: str, index: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
+        """`read(name)[index]`, for which nothing else of the tensor is read or decoded.
+
+        Args:
+            name: A tensor of at least two dimensions: rows are quantised each by itself.
+
+        Raises:
+            ModelFileError: it is quantised in a way the package does not decode.
+        """
+        tensor = self._tensors[name]
+        return self._decode(tensor, tensor.data[index]).reshape(_shape(tensor)[1:])
+
+    def _decode(
+        self, tensor: "ReaderTensor", data: "np.ndarray[Any, Any]"
+    ) -> "np.ndarray[Any, np.dtype[np.float32]]":
         import numpy as np
         from gguf.quants import dequantize
 
-        tensor = self._tensors[name]
         try:
-            values = dequantize(tensor.data, tensor.tensor_type)
+            values = dequantize(data, tensor.tensor_type)
         except NotImplementedError as error:
             kind = tensor.tensor_type.name
-            raise ModelFileError(f"{self.path}: tensor {name}: {kind} cannot be decoded") from error
+            raise ModelFileError(
+                f"{self.path}: tensor {tensor.name}: {kind} cannot be decoded"
+            ) from error
         # Unquantised tensors come as a read-only view of the file.
-        return np.array(values, dtype=np.float32).reshape(self.shapes[name])
+        return np.array(values, dtype=np.float32)
+
+
+def _shape(tensor: "ReaderTensor") -> tuple[int, ...]:
+    return tuple(int(size) for size in reversed(tensor.shape))
 
 
 def open_model_files(path: Path) -> "Path | GgufFile":

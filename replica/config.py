@@ -13,6 +13,8 @@ Seconds = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Name = Annotated[str, Meta(min_length=1)]
 
+_CPU_BLOCKS = 2048
+
 
 class Listen(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the HTTP API listens.
@@ -56,10 +58,14 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         device: `cpu`, `cuda`, or `cuda:N`. Default cpu.
         backend: What computes a model's operations: `torch`, or `triton`, which needs a GPU and has
             not yet been measured on one. What it is, the log says. Default torch.
+        eager: Launch the work of decoding piece by piece instead of by CUDA graphs: slower, starts
+            sooner and takes less memory. Only `triton` has graphs. Default false.
         threads: CPU threads that compute. Default 1.
         block_size: Tokens a KV block. Default 16.
         kv_cache_blocks: Blocks of the KV cache; together they must hold one whole context.
-            Default 2048.
+            Default: on a GPU as many as fit, on a CPU 2048.
+        memory_fraction: Share of the GPU's memory that may be in use, by whomever, once the KV
+            cache has taken what is left. Not looked at where kv_cache_blocks is given. Default 0.9.
         max_batched_tokens: Tokens one step computes at most; at least max_running_sequences.
             Default 512.
         max_running_sequences: Sequences computed at the same time. Default 32.
@@ -70,13 +76,22 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     device: Annotated[str, Meta(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
     backend: Literal["torch", "triton"] = "torch"
+    eager: bool = False
     threads: Positive = 1
     block_size: Positive = 16
-    kv_cache_blocks: Positive = 2048
+    kv_cache_blocks: Positive | None = None
+    memory_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.9
     max_batched_tokens: Positive = 512
     max_running_sequences: Positive = 32
     max_waiting_sequences: Positive = 256
     prefix_cache: bool = True
+
+    @property
+    def told_blocks(self) -> int | None:
+        """Blocks of the KV cache; None where the GPU's memory says how many."""
+        if self.kv_cache_blocks is None and self.device == "cpu":
+            return _CPU_BLOCKS
+        return self.kv_cache_blocks
 
 
 class KvEvents(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -153,10 +168,18 @@ class ReplicaConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 f"engine.max_batched_tokens ({engine.max_batched_tokens}) must be at least "
                 f"engine.max_running_sequences ({engine.max_running_sequences})"
             )
-        capacity = engine.kv_cache_blocks * engine.block_size
+        if engine.told_blocks is not None:
+            self.check_context_fits(engine.told_blocks)
+
+    def check_context_fits(self, num_blocks: int) -> None:
+        """
+        Raises:
+            ValueError: so many blocks do not hold one context.
+        """
+        capacity = num_blocks * self.engine.block_size
         if capacity < self.model.max_model_len:
             raise ValueError(
-                f"engine.kv_cache_blocks ({engine.kv_cache_blocks}) of {engine.block_size} tokens "
+                f"engine.kv_cache_blocks ({num_blocks}) of {self.engine.block_size} tokens "
                 f"hold {capacity} tokens, fewer than model.max_model_len "
                 f"({self.model.max_model_len})"
             )

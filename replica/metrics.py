@@ -34,6 +34,7 @@ _TOTALS = {
     "vllm:prompt_tokens_cached": ("prefix_hits", "Prompt tokens found in the cache."),
     # vLLM's prompt_tokens_recomputed is something else: cached tokens computed for their logits.
     "warmroute:recomputed_tokens": ("recomputed_tokens", "Tokens computed again after preemption."),
+    "warmroute:compiled_kernels": ("compiled_kernels", "GPU kernels compiled; all before serving."),
     "vllm:num_preemptions": ("preemptions", "Sequences that lost their blocks while running."),
 }
 
@@ -42,6 +43,7 @@ class ReplicaMetrics:
     """One replica's metrics in a registry of its own."""
 
     def __init__(self, config: ReplicaConfig) -> None:
+        self._config = config
         self._registry = CollectorRegistry()
         self._labels = {"model_name": config.model.name, "engine": "0"}
         self._running = self._gauge("vllm:num_requests_running", "Sequences being computed.")
@@ -89,13 +91,14 @@ class ReplicaMetrics:
         self.generation_tokens = self._histogram(
             "vllm:request_generation_tokens", "Tokens generated for a request.", token_buckets
         )
-        self._describe_cache(config)
 
     def update(self, stats: Stats) -> None:
         """Takes over the engine's state after a step."""
         self._running.set(stats.running)
         self._waiting.set(stats.waiting)
         if stats.total_blocks:
+            if not self._last.total_blocks:
+                self._describe_cache(stats.total_blocks)
             self._usage.set(stats.held_blocks / stats.total_blocks)
         for field, counter in self._totals:
             growth = getattr(stats, field) - getattr(self._last, field)
@@ -119,13 +122,14 @@ class ReplicaMetrics:
             **self._labels
         )
 
-    def _describe_cache(self, config: ReplicaConfig) -> None:
+    def _describe_cache(self, total_blocks: int) -> None:
+        config = self._config
         facts = {
             "block_size": str(config.engine.block_size),
-            "num_gpu_blocks": str(config.engine.kv_cache_blocks),
+            "num_gpu_blocks": str(total_blocks),
             "enable_prefix_caching": str(config.engine.prefix_cache),
             "cache_dtype": config.model.dtype,
-            "kv_cache_size_tokens": str(config.engine.block_size * config.engine.kv_cache_blocks),
+            "kv_cache_size_tokens": str(config.engine.block_size * total_blocks),
         }
         Gauge(
             "vllm:cache_config_info",

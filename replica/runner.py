@@ -1,16 +1,38 @@
-"""Turns the scheduler's plan of a step into tensors, runs the network, and picks the tokens."""
+"""Turns the scheduler's plans into work for the device: runs the network, and picks the tokens.
+
+    start(plan) ─ arrange ─ block tables ─┬─ decodes only: fill inputs, replay a graph ─┬─ Step
+                                          └─ else: upload, run the network ─────────────┘
+    Step.result() waits for the device, then has the tokens
+
+What was sampled last stays on the device as well, so that the next step can be started before
+anybody has seen it.
+"""
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
+from kernels.compiles import compiled_kernels, count_compiled_kernels
 from kernels.operations import Operations, operations
-from replica.core.plan import SequenceSlice, StepPlan, StepResult
+from replica.core.plan import FinishedStep, Step, StepPlan, StepResult
+from replica.core.scheduler import STEPS_IN_FLIGHT_MAX
+from replica.device.batch import (
+    Arrangement,
+    arrange,
+    decode_arrays,
+    prefill_arrays,
+    sampling_arrays,
+)
+from replica.device.block_tables import BlockTables
+from replica.device.graphs import CudaRecorder, DecodeGraphs, Recorder, graph_sizes
+from replica.device.memory import CudaMemory, DeviceMemory, blocks_beside
+from replica.device.packing import Array, upload
+from replica.device.rehearsal import Rehearsal, all_kinds, largest_step
 from replica.models.config import ModelConfig
 from replica.models.decoder import StepTensors
 from replica.models.dtype import resolve_dtype
@@ -18,13 +40,28 @@ from replica.models.registry import Model
 from replica.weights.load import Progress, load_model, open_source
 
 _LOG = logging.getLogger(__name__)
-_Integers = np.ndarray[Any, np.dtype[np.integer[Any]]]
 
-_INT64_SPAN, _INT64_MAX = 1 << 64, (1 << 63) - 1
+# What a sequence that is not planned for a while may keep its block table for.
+_TABLE_ROWS_PER_SEQUENCE = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerLimits:
+    """The bounds of a runner's steps.
+
+    Attributes:
+        block_size: Tokens a KV block.
+        max_batched_tokens: Tokens of one step.
+        max_running_sequences: Sequences of one step.
+    """
+
+    block_size: int
+    max_batched_tokens: int
+    max_running_sequences: int
 
 
 class ModelRunner:
-    """A network and its KV cache. One thread at a time may call `run`."""
+    """A network and its KV cache. One thread at a time may call `start`."""
 
     def __init__(
         self,
@@ -33,28 +70,32 @@ class ModelRunner:
         *,
         dtype: torch.dtype,
         device: torch.device,
-        block_size: int,
+        limits: RunnerLimits,
         num_blocks: int,
+        steps_in_flight_max: int = 1,
     ) -> None:
-        assert block_size > 0
-        assert num_blocks > 0
+        """
+        Args:
+            num_blocks: Of the KV cache; `resize_cache` changes it before the first step.
+            steps_in_flight_max: How many steps to start before the first one's result is taken.
+        """
+        assert 1 <= steps_in_flight_max <= STEPS_IN_FLIGHT_MAX
         self._model = model
         self._ops = ops
         self._device = device
+        self._limits = limits
         self.dtype = dtype
-        self.block_size = block_size
-        self.num_blocks = num_blocks
-        config = model.config
-        # Zeros, not empty: what a block held before is multiplied by zero weights, and 0 · NaN
-        # is NaN.
-        self.kv_caches = [
-            torch.zeros(
-                (2, num_blocks, block_size, config.num_kv_heads, config.head_dim),
-                dtype=dtype,
-                device=device,
-            )
-            for _ in range(config.num_layers)
-        ]
+        self.steps_in_flight_max = steps_in_flight_max
+        self._graphs: DecodeGraphs | None = None
+        self._tables = BlockTables(
+            rows=_TABLE_ROWS_PER_SEQUENCE * limits.max_running_sequences,
+            blocks=-(-self.max_model_len // limits.block_size),
+            device=device,
+        )
+        self._sampled = torch.zeros(limits.max_running_sequences, dtype=torch.int64, device=device)
+        # Where in `_sampled` each sequence's token of the last step is.
+        self._sources: dict[int, int] = {}
+        self.resize_cache(num_blocks)
 
     @classmethod
     def load(
@@ -67,9 +108,12 @@ class ModelRunner:
         tuned: Path | None = None,
         threads: int | None = None,
         block_size: int = 16,
+        max_batched_tokens: int = 2048,
+        max_running_sequences: int = 64,
         num_blocks: int | None = None,
-        kv_cache_bytes: int | None = None,
+        memory_fraction: float | None = None,
         max_model_len: int | None = None,
+        eager: bool = False,
         progress: Progress | None = None,
     ) -> "ModelRunner":
         """The model at `path`, ready to run.
@@ -81,52 +125,67 @@ class ModelRunner:
             backend: What computes: "torch" or "triton".
             tuned: Where `kernels.tuning` keeps the launches it found; None uses none.
             threads: torch's CPU threads, for the whole process; None leaves them.
-            block_size: Tokens a block.
-            num_blocks: The cache's size; or give `kv_cache_bytes`, not both.
-            kv_cache_bytes: At most this many bytes of KV cache.
+            block_size, max_batched_tokens, max_running_sequences: See RunnerLimits.
+            num_blocks: The KV cache's size; or give `memory_fraction`, not both.
+            memory_fraction: The KV cache gets what is left of this share of the GPU's memory.
             max_model_len: Shortens the model's context; None keeps it.
-            progress: Told (fraction, message) while loading.
+            eager: Do without CUDA graphs.
+            progress: Told (fraction, message) while loading and warming up.
 
         Raises:
             ModelFileError: the files are missing, damaged or of an unsupported model.
             ValueError: an argument is out of range.
             BackendUnavailable: the backend cannot run on this device.
         """
-        if (num_blocks is None) == (kv_cache_bytes is None):
-            raise ValueError("give one of num_blocks and kv_cache_bytes")
+        if (num_blocks is None) == (memory_fraction is None):
+            raise ValueError("give one of num_blocks and memory_fraction")
         if threads is not None:
             torch.set_num_threads(threads)
         started = time.perf_counter()
+        count_compiled_kernels()
         on = torch.device(device)
+        if on.type == "cuda":
+            on = torch.device("cuda", on.index or 0)
+            torch.cuda.set_device(on)  # Triton launches on the current one
         ops = operations(backend, on, tuned)
         source = open_source(path)
         number_format = resolve_dtype(dtype, on)
-        if num_blocks is None:
-            assert kv_cache_bytes is not None
-            num_blocks = blocks_for_bytes(source.config, block_size, number_format, kv_cache_bytes)
         model = load_model(
             source,
             dtype=number_format,
             device=on,
             ops=ops,
             max_model_len=max_model_len,
-            progress=progress,
+            progress=_part(progress, 0.0, 0.7),
+        )
+        limits = RunnerLimits(
+            block_size=block_size,
+            max_batched_tokens=max_batched_tokens,
+            max_running_sequences=max_running_sequences,
         )
         runner = cls(
             model,
             ops,
             dtype=number_format,
             device=on,
-            block_size=block_size,
-            num_blocks=num_blocks,
+            limits=limits,
+            num_blocks=num_blocks or -(-max_batched_tokens // block_size),
+            steps_in_flight_max=STEPS_IN_FLIGHT_MAX if on.type == "cuda" else 1,
         )
+        if memory_fraction is not None:
+            runner.fit_cache(CudaMemory(on), memory_fraction)
+        if on.type == "cuda":
+            runner.warm_up(_part(progress, 0.7, 0.85))
+            if backend == "triton" and not eager:
+                runner.record_decodes(CudaRecorder(), _part(progress, 0.85, 1.0))
         _LOG.info(
-            "%s: %s on %s, backend %s, %d KV blocks of %d tokens, loaded in %.1f s",
+            "%s: %s on %s, backend %s, decoding %s, %d KV blocks of %d tokens, ready in %.1f s",
             path.name,
             str(number_format).removeprefix("torch."),
             on,
             backend,
-            num_blocks,
+            "eagerly" if runner._graphs is None else "by CUDA graphs",
+            runner.num_blocks,
             block_size,
             time.perf_counter() - started,
         )
@@ -146,93 +205,203 @@ class ModelRunner:
         return self._model.config.num_layers
 
     @property
+    def block_size(self) -> int:
+        return self._limits.block_size
+
+    @property
+    def compiled_kernels(self) -> int:
+        """Since the start of the process."""
+        return compiled_kernels()
+
+    @property
     def kv_cache_bytes_per_block(self) -> int:
         return kv_cache_bytes_per_block(self._model.config, self.block_size, self.dtype)
 
-    def run(self, plan: StepPlan) -> StepResult:
-        """Computes the plan's tokens, writes their KV, and picks the tokens it asks for."""
-        if not plan.slices:
-            return StepResult(sampled=[])
+    def resize_cache(self, num_blocks: int) -> None:
+        """An empty KV cache of `num_blocks` blocks; what was in it is gone.
+
+        There is one block more, for what belongs to nobody.
+        """
+        assert num_blocks > 0
+        assert self._graphs is None, "graphs hold the cache's address"
+        config = self._model.config
+        self.num_blocks = num_blocks
+        self.kv_caches: list[torch.Tensor] = []
+        # Zeros, not empty: what a block held before is multiplied by zero weights, and 0 · NaN
+        # is NaN.
+        self.kv_caches += (
+            torch.zeros(
+                (2, num_blocks + 1, self.block_size, config.num_kv_heads, config.head_dim),
+                dtype=self.dtype,
+                device=self._device,
+            )
+            for _ in range(config.num_layers)
+        )
+
+    def fit_cache(self, memory: DeviceMemory, fraction: float) -> None:
+        """Gives the KV cache what the largest step leaves of this share of the memory.
+
+        Raises:
+            ValueError: nothing is left.
+        """
+        limits = self._limits
+        # Graphs keep memory of their own for the largest step of decodes.
+        step_bytes = sum(
+            memory.peak_bytes(partial(self.run, largest_step(self._rehearsal(tokens))))
+            for tokens in (limits.max_batched_tokens, limits.max_running_sequences)
+        )
+        self.kv_caches.clear()
+        blocks = blocks_beside(
+            memory,
+            fraction=fraction,
+            step_bytes=step_bytes,
+            bytes_per_block=self.kv_cache_bytes_per_block,
+        )
+        self.resize_cache(blocks - 1)
+
+    def _rehearsal(self, tokens: int) -> Rehearsal:
+        return Rehearsal(
+            tokens=tokens,
+            sequences=self._limits.max_running_sequences,
+            sequence_tokens=self.max_model_len,
+            block_size=self.block_size,
+            num_blocks=self.num_blocks,
+        )
+
+    def warm_up(self, progress: Progress | None = None) -> None:
+        """Runs every kind of step there is, so that none later waits for a compiler."""
+        plans = list(all_kinds(self._rehearsal(self._limits.max_batched_tokens)))
+        for done, plan in enumerate(plans):
+            self.run(plan)
+            if progress is not None:
+                progress((done + 1) / len(plans), "compiling kernels")
+
+    def record_decodes(self, recorder: Recorder, progress: Progress | None = None) -> None:
+        """From now on a step of decodes is one of these, replayed."""
+        graphs = DecodeGraphs(
+            recorder,
+            graph_sizes(self._limits.max_running_sequences),
+            device=self._device,
+            nobodys_row=self._tables.nobodys_row,
+            nobodys_slot=self.num_blocks * self.block_size,
+        )
+        tell = _part(progress, 0.0, 1.0)
         with torch.inference_mode():
-            # A slice of one token is a decode, whichever phase its sequence is in.
-            order = sorted(range(len(plan.slices)), key=lambda i: len(plan.slices[i].token_ids) > 1)
-            slices = [plan.slices[i] for i in order]
-            logits = self._model.forward(self._step_tensors(slices), self.kv_caches)
-            tokens = iter(self._sample(slices, logits))
-        sampled: list[int | None] = [None] * len(order)
-        for place, one in zip(order, slices, strict=True):
-            if one.sampling is not None:
-                sampled[place] = next(tokens)
-        return StepResult(sampled=sampled)
+            graphs.record(self._decode, lambda done: tell(done, "recording decode steps"))
+        self._graphs = graphs
 
-    def _step_tensors(self, slices: Sequence[SequenceSlice]) -> StepTensors:
-        counts = np.array([len(one.token_ids) for one in slices])
-        ends = counts.cumsum()
-        starts = np.array([one.start for one in slices])
-        lengths = starts + counts
-        tables = self._block_tables(slices, lengths)
-        token_ids = np.concatenate([np.asarray(one.token_ids) for one in slices])
-        assert token_ids.min() >= 0
-        assert token_ids.max() < self.vocab_size
-        # Row t of the batch is token t - (ends - counts) of its slice.
-        positions = np.arange(len(token_ids)) + np.repeat(starts - (ends - counts), counts)
-        blocks = tables[np.repeat(np.arange(len(slices)), counts), positions // self.block_size]
-        slots = blocks.astype(np.int64) * self.block_size + positions % self.block_size
-        logit_rows = ends[[one.sampling is not None for one in slices]] - 1
-        decodes = int((counts == 1).sum())
-        prefills = len(slices) - decodes
-        offsets = np.concatenate([[0], ends[decodes:] - decodes])
-        return StepTensors(
-            token_ids=self._tensor(token_ids, np.int64),
-            positions=self._tensor(positions, np.int64),
-            slots=self._tensor(slots, np.int64),
+    def run(self, plan: StepPlan) -> StepResult:
+        """`start` and wait."""
+        return self.start(plan).result()
+
+    def start(self, plan: StepPlan) -> Step:
+        """Gives the device the plan's work: its tokens' KV, and the tokens it asks for."""
+        if not plan.slices:
+            return FinishedStep(StepResult(sampled=[]))
+        assert plan.num_tokens <= self._limits.max_batched_tokens
+        batch = arrange(plan)
+        decodes, prefills = batch.slices[: batch.decodes], batch.slices[batch.decodes :]
+        with torch.inference_mode():
+            rows = self._tables.rows_of(batch.slices, self.num_blocks)
+            inputs = {
+                **decode_arrays(decodes, rows[: batch.decodes], self._sources, self.block_size),
+                **sampling_arrays([batch.slices[row] for row in batch.samples], self.vocab_size),
+            }
+            self._check(inputs)
+            if prefills:
+                prefill = prefill_arrays(prefills, rows[batch.decodes :], self.block_size)
+                self._check(prefill)
+                self._mixed(batch, upload(inputs, self._device), upload(prefill, self._device))
+            elif self._graphs is not None:
+                self._graphs.replay(inputs)
+            else:
+                self._decode(upload(inputs, self._device))
+            self._sources = batch.sources()
+            return self._read_back(batch)
+
+    def _check(self, arrays: Mapping[str, Array]) -> None:
+        if len(arrays["token_ids"]):
+            assert arrays["token_ids"].min() >= 0
+            assert arrays["token_ids"].max() < self.vocab_size
+            assert arrays["lengths"].max() <= self.max_model_len
+
+    def _decode(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        """A step of decodes: launches work, whatever the inputs hold, and never waits."""
+        step = StepTensors(
+            token_ids=self._known(inputs),
+            positions=inputs["positions"],
+            slots=inputs["slots"],
+            decodes=len(inputs["token_ids"]),
+            decode_tables=self._tables.device_tables[inputs["table_rows"]],
+            decode_lengths=inputs["lengths"],
+        )
+        self._sample(self._model.forward(step, self.kv_caches), inputs)
+
+    def _mixed(
+        self,
+        batch: Arrangement,
+        decode: Mapping[str, torch.Tensor],
+        prefill: Mapping[str, torch.Tensor],
+    ) -> None:
+        """A step of prefills, and perhaps decodes; `decode` holds how to sample for both."""
+        tables = self._tables.device_tables
+        decodes = batch.decodes
+        step = StepTensors(
+            token_ids=torch.cat([self._known(decode), prefill["token_ids"]]),
+            positions=torch.cat([decode["positions"], prefill["positions"]]),
+            slots=torch.cat([decode["slots"], prefill["slots"]]),
             decodes=decodes,
-            decode_tables=self._tensor(tables[:decodes], np.int32) if decodes else None,
-            decode_lengths=self._tensor(lengths[:decodes], np.int32) if decodes else None,
-            prefill_tables=self._tensor(tables[decodes:], np.int32) if prefills else None,
-            prefill_offsets=self._tensor(offsets, np.int32) if prefills else None,
-            prefill_lengths=self._tensor(lengths[decodes:], np.int32) if prefills else None,
-            logit_rows=self._tensor(logit_rows, np.int64),
+            decode_tables=tables[decode["table_rows"]] if decodes else None,
+            decode_lengths=decode["lengths"] if decodes else None,
+            prefill_tables=tables[prefill["table_rows"]],
+            prefill_offsets=prefill["offsets"],
+            prefill_lengths=prefill["lengths"],
+            logit_rows=torch.cat(
+                [torch.arange(decodes, device=self._device), prefill["logit_rows"] + decodes]
+            ),
         )
+        logits = self._model.forward(step, self.kv_caches)
+        if batch.samples:
+            self._sample(logits, decode)
 
-    def _block_tables(self, slices: Sequence[SequenceSlice], lengths: _Integers) -> _Integers:
-        """[slices, blocks]: each slice's table, cut to what it uses and padded with block 0."""
-        used = -(-lengths // self.block_size)
-        assert lengths.max() <= self.max_model_len, f"{lengths.max()} tokens in a sequence"
-        tables = np.zeros((len(slices), used.max()), np.int32)
-        for row, (one, count) in enumerate(zip(slices, used.tolist(), strict=True)):
-            assert len(one.block_table) >= count, f"sequence {one.sequence_id}: too few blocks"
-            tables[row, :count] = one.block_table[:count]
-        assert tables.min() >= 0
-        assert tables.max() < self.num_blocks
-        return tables
+    def _known(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The tokens of decodes: given by the plan, or sampled by the step before."""
+        sources = inputs["sources"]
+        return torch.where(sources < 0, inputs["token_ids"], self._sampled[sources.clamp(min=0)])
 
-    def _tensor(self, array: _Integers, dtype: type[np.integer[Any]]) -> torch.Tensor:
-        return torch.from_numpy(array.astype(dtype, copy=False)).to(self._device)
-
-    def _sample(self, slices: Sequence[SequenceSlice], logits: torch.Tensor) -> list[int]:
-        wanted = [(one, one.sampling) for one in slices if one.sampling is not None]
-        if not wanted:
-            return []
-        params = [sampling for _, sampling in wanted]
-        positions = [one.start + len(one.token_ids) for one, _ in wanted]
-        vocabulary = self.vocab_size
-        picked = self._ops.sample(
+    def _sample(self, logits: torch.Tensor, how: Mapping[str, torch.Tensor]) -> None:
+        self._sampled[: len(logits)] = self._ops.sample(
             logits,
-            self._floats([one.temperature for one in params]),
-            self._integers([min(one.top_k or vocabulary, vocabulary) for one in params]),
-            self._floats([one.top_p for one in params]),
-            self._floats([one.min_p for one in params]),
-            self._integers([_as_int64(one.seed) for one in params]),
-            self._integers(positions),
+            how["temperatures"],
+            how["top_k"],
+            how["top_p"],
+            how["min_p"],
+            how["seeds"],
+            how["next_positions"],
         )
-        return [int(token) for token in picked.tolist()]
 
-    def _floats(self, values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self._device)
+    def _read_back(self, batch: Arrangement) -> Step:
+        sampled = self._sampled[: len(batch.samples)]
+        if self._device.type == "cpu":
+            return FinishedStep(batch.result(sampled.tolist()))
+        tokens = torch.empty_like(sampled, device="cpu", pin_memory=True)
+        tokens.copy_(sampled, non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+        return _StartedStep(batch, tokens, done)
 
-    def _integers(self, values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+@dataclass(frozen=True, slots=True)
+class _StartedStep:
+    """`tokens`, on the host, are there once `done` has happened."""
+
+    batch: Arrangement
+    tokens: torch.Tensor
+    done: torch.cuda.Event
+
+    def result(self) -> StepResult:
+        self.done.synchronize()
+        return self.batch.result(self.tokens.tolist())
 
 
 def kv_cache_bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
@@ -241,21 +410,11 @@ def kv_cache_bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.
     return per_token * block_size
 
 
-def blocks_for_bytes(
-    config: ModelConfig, block_size: int, dtype: torch.dtype, budget_bytes: int
-) -> int:
-    """How many blocks fit `budget_bytes`.
+def _part(progress: Progress | None, start: float, end: float) -> Progress:
+    """Tells `progress` of work that is from `start` to `end` of the whole."""
 
-    Raises:
-        ValueError: not even one does.
-    """
-    per_block = kv_cache_bytes_per_block(config, block_size, dtype)
-    if budget_bytes < per_block:
-        raise ValueError(f"{budget_bytes} bytes of KV cache hold no block of {per_block} bytes")
-    return budget_bytes // per_block
+    def tell(fraction: float, message: str) -> None:
+        if progress is not None:
+            progress(start + (end - start) * fraction, message)
 
-
-def _as_int64(seed: int) -> int:
-    """The int64 of the same 64 bits."""
-    bits = seed % _INT64_SPAN
-    return bits - _INT64_SPAN if bits > _INT64_MAX else bits
+    return tell

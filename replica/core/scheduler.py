@@ -9,20 +9,25 @@ One step, one token budget, prompts and generation mixed:
 3. If nothing was preempted, waiting sequences are admitted, oldest first, while there is budget. A
    sequence is admitted with the blocks of all its tokens, so prompts never run out of memory
    half-way, and only if every sequence running could still get one more block.
-4. A sequence whose next uncached block is being computed by another in this very step ("pending")
+4. A sequence whose next uncached block is being computed by another in this step, or in one in
+   flight ("pending"),
    waits a step to find it cached, instead of computing it twice; younger ones may pass it. It does
    so at most once per block of its own, so that it cannot wait for ever.
 
 The oldest sequence is never preempted, hence always advances: nobody starves. Arrival order
 survives preemption.
 
-`schedule` and `apply` alternate. `abort` may come between them: the blocks are free at once, since
-the device works in order and whoever gets them next writes after the step in flight.
+A step may be planned while the one before it is in flight: each sequence that generates goes on
+from a token that is not known yet. Should that token end the sequence, its place in the planned
+step is wasted; an end by length is known ahead. `apply` takes the results in the order of the
+plans. `abort` may come at any time: the blocks are free at once, since the device works in order
+and whoever gets them next writes after the steps in flight.
 
 Source for mixing prompts and generation: Agrawal et al. 2024, Sarathi-Serve, arXiv:2403.02310.
 """
 
 from bisect import insort
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from protocol.kv_events import BlockStored, KvEvent
@@ -30,6 +35,23 @@ from replica.core.block_pool import BlockPool
 from replica.core.limits import Counters, NeverFits, QueueFull, SchedulerLimits
 from replica.core.plan import SequenceSlice, StepPlan, StepResult
 from replica.core.sequence import Finish, Sequence, SequenceOutput, SequenceRequest, State
+
+STEPS_IN_FLIGHT_MAX = 2
+"""Plans that may wait for their `apply`: an unknown token is always one of the plan before."""
+
+
+@dataclass(slots=True)
+class _StepInFlight:
+    """A plan that `apply` has yet to see.
+
+    Attributes:
+        sequences: Of every slice.
+        pending: Names of the blocks it fills.
+    """
+
+    plan: StepPlan
+    sequences: list[Sequence]
+    pending: set[int]
 
 
 @dataclass(slots=True)
@@ -44,9 +66,8 @@ class Scheduler:
     _running: list[Sequence] = field(default_factory=list)
     _waiting: list[Sequence] = field(default_factory=list)
     _arrivals: int = 0
-    # The plan that `apply` has yet to see, with the sequence of every slice.
-    _in_flight: tuple[StepPlan, list[Sequence]] | None = None
-    # Names of the blocks that the plan being made or in flight fills.
+    _in_flight: deque[_StepInFlight] = field(default_factory=deque)
+    # Names of the blocks that the plan being made fills.
     _pending: set[int] = field(default_factory=set)
 
     @property
@@ -85,9 +106,8 @@ class Scheduler:
                 f"the prompt has {prompt} tokens; the context holds {self.limits.max_model_len}, "
                 "prompt and answer together"
             )
-        longest = min(prompt + request.max_tokens, self.limits.max_model_len)
         capacity = self.pool.total_blocks * self.pool.block_size
-        if longest - 1 > capacity:  # the last token's KV is never computed
+        if self._longest(request) - 1 > capacity:  # the last token's KV is never computed
             raise NeverFits(
                 f"{prompt} prompt tokens and {request.max_tokens} to generate; the whole KV "
                 f"cache holds {capacity}"
@@ -104,49 +124,50 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def schedule(self, now: float) -> StepPlan | None:
-        """The next step, or None when there is nothing to do."""
-        assert self._in_flight is None, "the last step has not been applied"
+        """The next step, or None when there is nothing to do before another is applied."""
+        assert len(self._in_flight) < STEPS_IN_FLIGHT_MAX, "too many steps have not been applied"
         slices: list[SequenceSlice] = []
         scheduled: list[Sequence] = []
         budget = self.limits.max_batched_tokens
         preemptions = self.counters.preemptions
         for sequence in list(self._running):
-            if sequence.num_uncomputed == 1 and self._grow(sequence):
+            if sequence.num_unplanned == 1 and self._goes_on(sequence) and self._grow(sequence):
                 slices.append(self._slice(sequence, 1))
                 scheduled.append(sequence)
                 budget -= 1
         for sequence in self._running:
-            if sequence.num_uncomputed > 1 and budget > 0:
+            if sequence.num_unplanned > 1 and budget > 0:
                 budget -= self._add_chunk(sequence, budget, slices, scheduled)
         if self.counters.preemptions == preemptions:
             self._admit(budget, slices, scheduled, now)
         if not slices:
-            assert not self.has_work, "the oldest sequence always advances"
+            assert self._in_flight or not self.has_work, "the oldest sequence always advances"
             return None
         plan = StepPlan(slices=slices)
-        self._in_flight = (plan, scheduled)
+        self._in_flight.append(_StepInFlight(plan, scheduled, self._pending))
+        self._pending = set()
         return plan
 
     def apply(self, result: StepResult, now: float) -> list[SequenceOutput]:
-        """Takes in the result of the plan `schedule` made last; one output per new token.
+        """Takes in the result of the oldest plan in flight; one output per new token.
 
         Args:
             now: Seconds; unused by today's rules, part of the contract with the simulator.
         """
-        assert self._in_flight is not None, "no step is in flight"
-        plan, scheduled = self._in_flight
-        self._in_flight = None
-        self._pending.clear()
-        assert len(result.sampled) == len(plan.slices)
+        assert self._in_flight, "no step is in flight"
+        step = self._in_flight.popleft()
+        slices = step.plan.slices
         self.counters.steps += 1
         outputs = []
-        for part, sequence, token in zip(plan.slices, scheduled, result.sampled, strict=True):
-            if sequence.state is not State.RUNNING:
-                continue  # aborted while the step was in flight
-            sequence.num_computed += len(part.token_ids)
-            self._store_full_blocks(sequence)
+        for part, sequence, token in zip(slices, step.sequences, result.sampled, strict=True):
             assert (token is None) == (part.sampling is None)
+            if sequence.state is State.ENDED:
+                continue  # aborted, or the token before this one was its last
+            if sequence.state is State.RUNNING:  # and not preempted meanwhile
+                sequence.num_computed += part.num_tokens
+                self._store_full_blocks(sequence)
             if token is not None:
+                sequence.num_unknown -= 1
                 outputs.append(self._append(sequence, token))
         return outputs
 
@@ -159,8 +180,11 @@ class Scheduler:
         return True
 
     def reset_prefix_cache(self) -> None:
-        """Forgets all cached content. Running sequences go on; what they computed is not shared."""
-        assert self._in_flight is None
+        """Forgets all cached content. Running sequences go on; what they computed is not shared.
+
+        No step may be in flight.
+        """
+        assert not self._in_flight
         for sequence in self._running:
             sequence.findable = False
             sequence.num_stored = 0
@@ -172,11 +196,19 @@ class Scheduler:
     def snapshot(self) -> list[BlockStored]:
         return self.pool.snapshot()
 
+    def _goes_on(self, sequence: Sequence) -> bool:
+        """Whether it wants another token after those in flight, if none of them ends it."""
+        return sequence.num_tokens + sequence.num_unknown < self._longest(sequence.request)
+
+    def _longest(self, request: SequenceRequest) -> int:
+        """Tokens it has at most, prompt and answer together."""
+        return min(len(request.prompt_token_ids) + request.max_tokens, self.limits.max_model_len)
+
     def _grow(self, sequence: Sequence) -> bool:
         """Gives a generating sequence the block for its newest token; False: it was preempted."""
         if sequence.state is not State.RUNNING:
             return False  # preempted for an older one in this very step
-        if sequence.num_tokens <= len(sequence.blocks) * self.pool.block_size:
+        if sequence.num_planned < len(sequence.blocks) * self.pool.block_size:
             return True
         while self.pool.free_blocks == 0:
             newest = self._running[-1]
@@ -188,7 +220,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.counters.preemptions += 1
-        sequence.lost_tokens = max(sequence.lost_tokens, sequence.num_computed)
+        sequence.lost_tokens = max(sequence.lost_tokens, sequence.num_planned)
         self._running.remove(sequence)
         self._let_go(sequence)
         sequence.state = State.WAITING
@@ -230,14 +262,18 @@ class Scheduler:
             block = self.pool.find(key)
             if block is None:
                 may_wait = sequence.pending_waits < full_blocks
-                return None if may_wait and key.hash in self._pending else blocks
+                return None if may_wait and self._is_pending(key.hash) else blocks
             blocks.append(block)
         return blocks
 
+    def _is_pending(self, name: int) -> bool:
+        return name in self._pending or any(name in step.pending for step in self._in_flight)
+
     def _start(self, sequence: Sequence, hit_blocks: int, now: float) -> None:
+        assert not sequence.num_unknown
         hit_tokens = hit_blocks * self.pool.block_size
         sequence.state = State.RUNNING
-        sequence.num_computed = hit_tokens
+        sequence.num_computed = sequence.num_planned = hit_tokens
         sequence.num_stored = hit_blocks
         if sequence.started_s is not None:
             self.counters.recomputed_tokens += max(0, sequence.lost_tokens - hit_tokens)
@@ -258,22 +294,28 @@ class Scheduler:
         scheduled: list[Sequence],
     ) -> int:
         """Plans the next tokens of a prompt, at most `budget`; returns how many."""
-        count = min(sequence.num_uncomputed, budget)
+        count = min(sequence.num_unplanned, budget)
         slices.append(self._slice(sequence, count))
         scheduled.append(sequence)
         return count
 
     def _slice(self, sequence: Sequence, count: int) -> SequenceSlice:
-        start, end = sequence.num_computed, sequence.num_computed + count
+        start, end = sequence.num_planned, sequence.num_planned + count
         if sequence.findable:
-            for index in range(start // self.pool.block_size, end // self.pool.block_size):
+            known = min(end, sequence.num_tokens)  # an unknown token's block has no name yet
+            for index in range(start // self.pool.block_size, known // self.pool.block_size):
                 self._pending.add(sequence.key(index, self.pool.block_size).hash)
+        sampling = sequence.request.sampling if count == sequence.num_unplanned else None
+        sequence.num_planned = end
+        sequence.num_unknown += sampling is not None
+        kept, sequence.num_kept_blocks = sequence.num_kept_blocks, self._blocks_for(end)
         return SequenceSlice(
             sequence_id=sequence.request.sequence_id,
             token_ids=sequence.token_ids[start:end],
             start=start,
             block_table=sequence.blocks[: self._blocks_for(end)],
-            sampling=sequence.request.sampling if end == sequence.num_tokens else None,
+            sampling=sampling,
+            num_kept_blocks=kept,
         )
 
     def _store_full_blocks(self, sequence: Sequence) -> None:
@@ -287,7 +329,7 @@ class Scheduler:
             if block is None:
                 sequence.findable = False
                 return
-            sequence.blocks[index] = block
+            sequence.put_block(index, block)
             sequence.num_stored += 1
 
     def _append(self, sequence: Sequence, token: int) -> SequenceOutput:
@@ -308,14 +350,9 @@ class Scheduler:
         )
 
     def _finish(self, sequence: Sequence, token: int) -> Finish | None:
-        request = sequence.request
-        if token in request.stop_token_ids:
+        if token in sequence.request.stop_token_ids:
             return Finish.STOP
-        if sequence.num_generated >= request.max_tokens:
-            return Finish.LENGTH
-        if sequence.num_tokens >= self.limits.max_model_len:
-            return Finish.LENGTH
-        return None
+        return Finish.LENGTH if sequence.num_tokens >= self._longest(sequence.request) else None
 
     def _end(self, sequence: Sequence) -> None:
         (self._running if sequence.state is State.RUNNING else self._waiting).remove(sequence)
@@ -325,8 +362,7 @@ class Scheduler:
 
     def _let_go(self, sequence: Sequence) -> None:
         self.pool.release(sequence.blocks)
-        sequence.blocks = []
-        sequence.num_computed = sequence.num_stored = 0
+        sequence.forget_blocks()
 
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.pool.block_size)
@@ -352,4 +388,12 @@ class Scheduler:
         for sequence in self._running:
             for block in sequence.blocks[sequence.num_computed // self.pool.block_size :]:
                 assert held[block] == 1, f"block {block} is written to and shared"
-        assert self._in_flight is not None or not self._pending
+        assert not self._pending
+        unknown = Counter(
+            id(sequence)
+            for step in self._in_flight
+            for part, sequence in zip(step.plan.slices, step.sequences, strict=True)
+            if part.sampling is not None
+        )
+        for sequence in self._sequences.values():
+            assert sequence.num_unknown == unknown[id(sequence)]

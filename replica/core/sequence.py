@@ -2,8 +2,8 @@
 
 token_ids   │ prompt ……………………………… │ generated ………… │ newest │
             0              num_prompt_tokens          num_tokens
-KV          │ cached hit │ computed here ……… │ not yet      │
-            0       cached_tokens        num_computed
+KV          │ cached hit │ computed here ……… │ in flight   │ not yet      │
+            0       cached_tokens        num_computed   num_planned
 blocks      │ b0 │ b1 │ b2 │ …                │ last, maybe partly filled │
 block_keys  │ k0 │ k1 │ …: full blocks only, made as needed, kept over a preemption │
 """
@@ -58,7 +58,10 @@ class Sequence:
     Attributes:
         arrival: Rank by arrival, the same over preemptions: lower is older and goes first.
         num_computed: Tokens whose KV is in `blocks`: positions [0, num_computed).
-        blocks: Block table. While running it covers every token in `token_ids`.
+        num_planned: As num_computed once the steps in flight are done; never less.
+        num_unknown: Tokens that the steps in flight add to `token_ids`.
+        blocks: Block table. While running it covers every token that is planned.
+        num_kept_blocks: Blocks [0, num_kept_blocks) are as its last slice had them.
         num_stored: Blocks [0, num_stored) of the table are findable by others.
         findable: False once a block of it could not be stored: then none below it may be.
         cached_tokens: Prompt tokens found in the cache when it was first admitted.
@@ -73,8 +76,11 @@ class Sequence:
     token_ids: list[int] = field(default_factory=list)
     state: State = State.WAITING
     num_computed: int = 0
+    num_planned: int = 0
+    num_unknown: int = 0
     blocks: list[int] = field(default_factory=list)
     block_keys: list[BlockKey] = field(default_factory=list)
+    num_kept_blocks: int = 0
     num_stored: int = 0
     findable: bool = True
     cached_tokens: int = 0
@@ -98,8 +104,8 @@ class Sequence:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
     @property
-    def num_uncomputed(self) -> int:
-        return len(self.token_ids) - self.num_computed
+    def num_unplanned(self) -> int:
+        return len(self.token_ids) + self.num_unknown - self.num_planned
 
     def key(self, index: int, block_size: int) -> BlockKey:
         """The key of full block `index`; each block is hashed once in the sequence's life."""
@@ -117,17 +123,30 @@ class Sequence:
             )
         return self.block_keys[index]
 
+    def put_block(self, index: int, block: int) -> None:
+        """`block`, of the same content, takes the place of the one in the table."""
+        if self.blocks[index] != block:
+            self.blocks[index] = block
+            self.num_kept_blocks = min(self.num_kept_blocks, index)
+
+    def forget_blocks(self) -> None:
+        """Nothing of it is in the cache any more."""
+        self.blocks = []
+        self.num_computed = self.num_planned = self.num_stored = self.num_kept_blocks = 0
+
     def check(self, block_size: int) -> None:
         assert len(self.block_keys) <= self.num_tokens // block_size
         assert self.num_stored <= self.num_computed // block_size
         if self.state is State.RUNNING:
             assert 0 <= self.num_computed < self.num_tokens
-            assert len(self.blocks) * block_size >= self.num_computed
+            assert self.num_computed <= self.num_planned < self.num_tokens + self.num_unknown
+            assert len(self.blocks) * block_size >= self.num_planned
             assert len(set(self.blocks)) == len(self.blocks)
             assert not self.findable or self.num_stored == self.num_computed // block_size
         else:
             assert not self.blocks
-            assert self.num_computed == self.num_stored == 0
+            assert self.num_kept_blocks == 0
+            assert self.num_computed == self.num_planned == self.num_stored == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

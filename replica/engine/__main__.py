@@ -13,11 +13,12 @@ from replica.runner import ModelRunner
 
 
 def build_runner(config: ReplicaConfig, progress: Progress) -> ModelRunner:
-    """The configured model, loaded.
+    """The configured model, loaded and warm.
 
     Raises:
         ValueError: the model's files or the configuration are wrong; one line says how.
     """
+    blocks = config.engine.told_blocks
     try:
         runner = ModelRunner.load(
             resolve_model_path(config.model.path),
@@ -25,9 +26,14 @@ def build_runner(config: ReplicaConfig, progress: Progress) -> ModelRunner:
             device=config.engine.device,
             backend=config.engine.backend,
             tuned=launch_file.directory(os.environ),
+            eager=config.engine.eager,
             threads=config.engine.threads,
             block_size=config.engine.block_size,
-            num_blocks=config.engine.kv_cache_blocks,
+            max_batched_tokens=config.engine.max_batched_tokens,
+            max_running_sequences=config.engine.max_running_sequences,
+            num_blocks=blocks,
+            memory_fraction=config.engine.memory_fraction if blocks is None else None,
+            max_model_len=config.model.max_model_len,
             progress=lambda fraction, message: progress(fraction),
         )
     except PromptError as error:
@@ -39,6 +45,7 @@ def build_runner(config: ReplicaConfig, progress: Progress) -> ModelRunner:
             f"model.max_model_len: {config.model.max_model_len} is more than the "
             f"{runner.max_model_len} tokens this model was made for"
         )
+    config.check_context_fits(runner.num_blocks)
     return runner
 
 

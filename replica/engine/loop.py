@@ -1,9 +1,14 @@
 """The engine's loop: take messages, schedule, run, apply, publish, answer. It never waits for HTTP.
 
-Idle, it sleeps in one poll; busy, it looks at its messages between two steps.
+Idle, it sleeps in one poll; busy, it looks at its messages between two steps. A runner that can
+has the next step before the last one's result is looked at, so that the device never waits for us:
+
+    host      schedule 2, start 2 │ wait 1, apply 1, answer │ schedule 3, start 3 │ wait 2 …
+    device    ── 1 ───────────────────────── │ ── 2 ─────────────────────────────── │ ── 3 …
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -12,7 +17,7 @@ import zmq
 from protocol.kv_events import Snapshot
 from protocol.load_report import LoadReport
 from replica.core.limits import QueueFull, Refused
-from replica.core.plan import SamplingParams, StepPlan, StepResult
+from replica.core.plan import SamplingParams, Step, StepPlan
 from replica.core.scheduler import Scheduler
 from replica.core.sequence import SequenceOutput, SequenceRequest
 from replica.engine.messages import (
@@ -44,7 +49,22 @@ class Runner(Protocol):
         """Token ids are in [0, vocab_size)."""
         ...
 
-    def run(self, plan: StepPlan) -> StepResult: ...
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the KV cache."""
+        ...
+
+    @property
+    def steps_in_flight_max(self) -> int:
+        """How many steps to start before the first one's result is taken: 1 or 2."""
+        ...
+
+    @property
+    def compiled_kernels(self) -> int:
+        """Kernels compiled since the start. Once it is ready, there should be no more of them."""
+        ...
+
+    def start(self, plan: StepPlan) -> Step: ...
 
 
 class EngineLoop:
@@ -84,6 +104,7 @@ class EngineLoop:
         self._clock = clock
         self._wall_clock = wall_clock
         self._stopping = False
+        self._in_flight: deque[Step] = deque()
 
     def run(self) -> None:
         pool = self._scheduler.pool
@@ -101,17 +122,25 @@ class EngineLoop:
                 return
             plan = self._scheduler.schedule(self._clock())
             if plan is not None:
-                result = self._runner.run(plan)
-                outputs = self._scheduler.apply(result, self._clock())
-                # Events first: whoever routes by them learns before the answer ends.
-                self._publish_events()
-                self._send_outputs(outputs)
+                self._in_flight.append(self._runner.start(plan))
+            if plan is None or len(self._in_flight) == self._runner.steps_in_flight_max:
+                self._finish_step()
             self._report_load()
+
+    def _finish_step(self) -> None:
+        """Takes the result of the oldest step in flight, if there is one."""
+        if not self._in_flight:
+            return
+        result = self._in_flight.popleft().result()
+        outputs = self._scheduler.apply(result, self._clock())
+        # Events first: whoever routes by them learns before the answer ends.
+        self._publish_events()
+        self._send_outputs(outputs)
 
     def _take_messages(self) -> None:
         """Handles what has arrived; with nothing to compute, waits for something to arrive."""
         aborted = False
-        if not self._scheduler.has_work:
+        if not self._scheduler.has_work and not self._in_flight:
             now = self._clock()
             wait_ms = None if self._loads is None else int(self._loads.wait_s(now) * 1000) + 1
             self._requests.poll(wait_ms)
@@ -136,6 +165,8 @@ class EngineLoop:
                 self._publish_events()
                 self._send(SnapshotTaken(call_id=call_id, snapshot=self._snapshot()))
             case ResetPrefixCache(call_id=call_id):
+                while self._in_flight:
+                    self._finish_step()
                 self._scheduler.reset_prefix_cache()
                 self._publish_events()
                 self._send_outputs([])
@@ -209,7 +240,7 @@ class EngineLoop:
                     )
                     for one in outputs
                 ],
-                stats=stats_of(self._scheduler),
+                stats=stats_of(self._scheduler, self._runner.compiled_kernels),
             )
         )
 
@@ -218,7 +249,7 @@ class EngineLoop:
         self._answers.send(encode(message))
 
 
-def stats_of(scheduler: Scheduler) -> Stats:
+def stats_of(scheduler: Scheduler, compiled_kernels: int) -> Stats:
     pool, counters = scheduler.pool, scheduler.counters
     return Stats(
         running=scheduler.num_running,
@@ -233,4 +264,5 @@ def stats_of(scheduler: Scheduler) -> Stats:
         preemptions=counters.preemptions,
         recomputed_tokens=counters.recomputed_tokens,
         steps=counters.steps,
+        compiled_kernels=compiled_kernels,
     )

@@ -79,7 +79,11 @@ class TokenOutput(Struct, frozen=True, kw_only=True, array_like=True):
 
 
 class Stats(Struct, frozen=True, kw_only=True):
-    """The engine's state after a step; totals only grow. Blocks held exclude those only cached."""
+    """The engine's state after a step; totals only grow. Blocks held exclude those only cached.
+
+    Attributes:
+        compiled_kernels: Since the start; the device's kernels, none on a CPU.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -93,6 +97,7 @@ class Stats(Struct, frozen=True, kw_only=True):
     preemptions: int = 0
     recomputed_tokens: int = 0
     steps: int = 0
+    compiled_kernels: int = 0
 
 
 class StepOutputs(Struct, frozen=True, kw_only=True, tag=True):

@@ -109,7 +109,7 @@ def run_engine(
             send(Failed(line=f"loading failed: {type(error).__name__}: {_one_line(error)}"))
             return EXIT_COULD_NOT_START
         EngineLoop(
-            scheduler=build_scheduler(start.config),
+            scheduler=build_scheduler(start.config, runner.num_blocks),
             runner=runner,
             requests=requests,
             answers=answers,
@@ -127,7 +127,7 @@ def run_engine(
         answers.close(linger=1000)
 
 
-def build_scheduler(config: ReplicaConfig) -> Scheduler:
+def build_scheduler(config: ReplicaConfig, num_blocks: int) -> Scheduler:
     engine = config.engine
     limits = SchedulerLimits(
         max_batched_tokens=engine.max_batched_tokens,
@@ -136,7 +136,7 @@ def build_scheduler(config: ReplicaConfig) -> Scheduler:
         max_model_len=config.model.max_model_len,
         prefix_cache=engine.prefix_cache,
     )
-    return Scheduler(limits=limits, pool=BlockPool(engine.kv_cache_blocks, engine.block_size))
+    return Scheduler(limits=limits, pool=BlockPool(num_blocks, engine.block_size))
 
 
 def _read_line(descriptor: int) -> bytes:

@@ -267,6 +267,7 @@ _GGUF_ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3moe": "Qwen3MoeForCausalLM",
 }
 
 
@@ -298,13 +299,15 @@ def config_from_gguf(
             f"{where}: general.architecture {kind!r} is not supported "
             f"({', '.join(_GGUF_ARCHITECTURES)} are)"
         )
-    architecture = _GGUF_ARCHITECTURES[kind]
     prefix = f"{kind}."
     keys = {key[len(prefix) :]: value for key, value in metadata.items() if key.startswith(prefix)}
     reader = _Reader(keys, f"{where}: {kind}")
     reader.require("rope.scaling.type", ("none",), default="none")
     reader.require("attention.sliding_window", (0,), default=0)
-    reader.require("expert_count", (0,), default=0)
+    architecture = _GGUF_ARCHITECTURES[kind]
+    if kind == "llama" and keys.get("expert_count", 0) != 0:
+        architecture = "MixtralForCausalLM"
+    family = _FAMILIES.get(architecture, _Family())
     heads, hidden = reader.integer("attention.head_count"), reader.integer("embedding_length")
     layers = reader.integer("block_count")
     head_dim = reader.integer("attention.key_length", default=hidden // heads)
@@ -328,8 +331,34 @@ def config_from_gguf(
         qkv_bias="qkv" in biases,
         output_bias="output" in biases,
         mlp_bias="mlp" in biases,
-        head_norms=_FAMILIES.get(architecture, _Family()).head_norms,
+        head_norms=family.head_norms,
         windows=(None,) * layers,
+        experts=_experts_from_gguf(reader, family, layers),
+    )
+
+
+def _experts_from_gguf(reader: "_Reader", family: "_Family", layers: int) -> ExpertsConfig | None:
+    """llama.cpp gives all layers of such a model experts, and renormalises in all of these models.
+
+    Source: llama.cpp `llama-model.cpp` and `models/qwen3moe.cpp`, the calls of `build_moe_ffn`.
+    """
+    if family.experts is None:
+        reader.require("expert_count", (0,), default=0)
+        return None
+    reader.require("expert_shared_count", (0,), default=0)
+    reader.require("expert_group_count", (0, 1), default=0)
+    reader.require("expert_weights_norm", (True,), default=True)
+    reader.require("expert_weights_scale", (0.0, 1.0), default=0.0)
+    reader.require("expert_gating_func", (0, 1), default=0)  # none said, or softmax
+    # Mixtral's files have one size for experts and MLPs.
+    dense = reader.integer("feed_forward_length")
+    return ExpertsConfig(
+        count=reader.integer("expert_count"),
+        per_token=reader.integer("expert_used_count"),
+        intermediate_size=reader.integer("expert_feed_forward_length", default=dense),
+        renormalise=True,
+        layers=(True,) * layers,
+        names=family.experts,
     )
 
 

@@ -38,19 +38,19 @@ class StepTensors:
         prefill_tables: [prefills, blocks] int32, or None without prefills.
         prefill_offsets: [prefills + 1] int32, into the tokens after the decodes.
         prefill_lengths: [prefills] int32.
-        logit_rows: [rows] int64: the tokens whose successor is wanted.
+        logit_rows: [rows] int64: the tokens whose successor is wanted; None: all.
     """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
     decodes: int
-    decode_tables: torch.Tensor | None
-    decode_lengths: torch.Tensor | None
-    prefill_tables: torch.Tensor | None
-    prefill_offsets: torch.Tensor | None
-    prefill_lengths: torch.Tensor | None
-    logit_rows: torch.Tensor
+    decode_tables: torch.Tensor | None = None
+    decode_lengths: torch.Tensor | None = None
+    prefill_tables: torch.Tensor | None = None
+    prefill_offsets: torch.Tensor | None = None
+    prefill_lengths: torch.Tensor | None = None
+    logit_rows: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +107,10 @@ class Decoder:
             x = layer.output(attended.view(len(x), -1))
             x, residual = ops.add_rms_norm(x, residual, layer.mlp_norm, config.norm_eps)
             x = layer.mlp(x, ops)
-        wanted = residual[step.logit_rows].add_(x[step.logit_rows])
-        return self._head(ops.rms_norm(wanted, self._norm, config.norm_eps))
+        if step.logit_rows is not None:
+            x, residual = x[step.logit_rows], residual[step.logit_rows]
+        x, _ = ops.add_rms_norm(x, residual, self._norm, config.norm_eps)
+        return self._head(x)
 
     def _norm_heads(self, qkv: torch.Tensor, first: int, count: int, weight: torch.Tensor) -> None:
         """Each of these heads by itself, in place."""

@@ -1,6 +1,7 @@
 """A GGUF file as a source of tensors by Hugging Face's names."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -27,6 +28,9 @@ _OTHER_NAMES = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+_ROUTER = "ffn_gate_inp"
+# One expert's tensor, as in older files, or all of a layer's in one: [experts, rows, columns].
+_EXPERT = re.compile(r"(ffn_gate|ffn_up|ffn_down)(?:_exps|\.(\d+))")
 # Only this architecture's queries and keys are written in another order.
 _INTERLEAVED = "llama"
 _ROPE_DIVISORS = "rope_freqs.weight"
@@ -48,10 +52,12 @@ class GgufSource:
         self.where = path.name
         self._file = GgufFile(path)
         self._shapes = self._file.shapes
-        self._names = {
-            _huggingface_name(name): name for name in self._shapes if name != _ROPE_DIVISORS
-        }
         self.config = self._read_config()
+        # By Hugging Face's name: the tensor, and which part of it where it is a layer's experts.
+        self._places: dict[str, tuple[str, int | None]] = {}
+        for name, shape in self._shapes.items():
+            for huggingface_name, part in _huggingface_names(name, shape, self.config):
+                self._places[huggingface_name] = name, part
 
     def _read_config(self) -> ModelConfig:
         tensors = self._shapes
@@ -69,11 +75,16 @@ class GgufSource:
         )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: self._shapes[gguf_name] for name, gguf_name in self._names.items()}
+        return {
+            name: self._shapes[place][0 if part is None else 1 :]
+            for name, (place, part) in self._places.items()
+        }
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor in fp32."""
-        tensor = torch.from_numpy(self._file.read(self._names[name]))
+        place, part = self._places[name]
+        read = self._file.read(place) if part is None else self._file.read_part(place, part)
+        tensor = torch.from_numpy(read)
         if self._file.metadata.get("general.architecture") != _INTERLEAVED:
             return tensor
         if ".q_proj." in name:
@@ -83,12 +94,36 @@ class GgufSource:
         return tensor
 
 
-def _huggingface_name(name: str) -> str:
+def _huggingface_names(
+    name: str, shape: tuple[int, ...], config: ModelConfig
+) -> Iterator[tuple[str, int | None]]:
+    """What Hugging Face calls a tensor, or each part of one that it has in parts, by their index.
+
+    A tensor that we do not know keeps a name that no model has, so that it is refused.
+    """
+    if name == _ROPE_DIVISORS:
+        return
     layer = _LAYER.fullmatch(name)
     if layer is None:
-        return _OTHER_NAMES.get(name, name)
+        yield _OTHER_NAMES.get(name, name), None
+        return
     index, part, kind = layer.groups()
-    return f"model.layers.{index}.{_LAYER_NAMES.get(part, part)}.{kind}"
+    prefix = f"model.layers.{index}."
+    expert = _EXPERT.fullmatch(part)
+    if config.experts is not None and part == _ROUTER:
+        yield f"{prefix}{config.experts.names.router}.{kind}", None
+    elif config.experts is not None and expert is not None:
+        names = config.experts.names
+        own = {"ffn_gate": names.gate, "ffn_up": names.up, "ffn_down": names.down}[expert[1]]
+        if expert[2] is not None:
+            yield f"{prefix}{names.experts}.{expert[2]}.{own}.{kind}", None
+        elif shape[:1] == (config.experts.count,):
+            for number in range(config.experts.count):
+                yield f"{prefix}{names.experts}.{number}.{own}.{kind}", number
+        else:
+            yield name, None
+    else:
+        yield f"{prefix}{_LAYER_NAMES.get(part, part)}.{kind}", None
 
 
 def _undo_interleaving(tensor: torch.Tensor, heads: int) -> torch.Tensor:

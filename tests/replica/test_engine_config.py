@@ -12,9 +12,9 @@ FULL = """
 id: r0
 listen: {host: 127.0.0.1, port: 8101}
 model: {name: m, path: "package:p/m.gguf", dtype: auto, max_model_len: 4096, aliases: []}
-engine: {device: cpu, backend: torch, threads: 1, block_size: 16, kv_cache_blocks: 2048,
-  max_batched_tokens: 512, max_running_sequences: 32, max_waiting_sequences: 256,
-  prefix_cache: true}
+engine: {device: cpu, backend: torch, threads: 1, block_size: 16,
+  memory_fraction: 0.9, eager: false, max_batched_tokens: 512, max_running_sequences: 32,
+  max_waiting_sequences: 256, prefix_cache: true}
 kv_events: {endpoint: "tcp://127.0.0.1:5557", replay: "tcp://127.0.0.1:5558", topic: "",
   buffer_steps: 10000}
 load_reports: {endpoint: "tcp://127.0.0.1:5559", interval_s: 1.0}

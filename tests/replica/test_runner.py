@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from replica.core.plan import SamplingParams, StepPlan
-from replica.runner import ModelRunner, blocks_for_bytes
+from replica.runner import ModelRunner
 from tests.support.tiny_models import TINY_MODELS, Driver, save_tiny_model
 
 
@@ -70,16 +70,14 @@ def test_narrow_formats_run(directory: Path, dtype: str) -> None:
 
 
 def test_sizes_follow_from_the_model(directory: Path) -> None:
-    budget = 100_000
-    runner = ModelRunner.load(directory, dtype="float32", block_size=8, kv_cache_bytes=budget)
+    runner = ModelRunner.load(directory, dtype="float32", block_size=8, num_blocks=32)
     # 2 (keys, values) · 3 layers · 8 tokens · 2 kv heads · head_dim 8 · 4 bytes
     assert runner.kv_cache_bytes_per_block == 3072
     assert runner.num_blocks == 32
-    assert sum(cache.nbytes for cache in runner.kv_caches) == 32 * 3072
+    # One more, for what belongs to nobody.
+    assert sum(cache.nbytes for cache in runner.kv_caches) == 33 * 3072
     assert (runner.vocab_size, runner.max_model_len, runner.num_layers) == (512, 512, 3)
-    with pytest.raises(ValueError, match="hold no block"):
-        blocks_for_bytes(runner._model.config, 8, torch.float32, 100)
-    with pytest.raises(ValueError, match="one of num_blocks and kv_cache_bytes"):
+    with pytest.raises(ValueError, match="one of num_blocks and memory_fraction"):
         ModelRunner.load(directory)
 
 

@@ -17,6 +17,7 @@ from replica.models.dtype import resolve_dtype
 from replica.models.errors import UnsupportedModel, WrongTensor
 from replica.runner import ModelRunner
 from replica.weights.load import load_model, open_source
+from tests.support.tiny_gguf import write_gguf
 from tests.support.tiny_models import TINY_MODELS, Driver, save_tiny_model
 
 SHAPE = TINY_MODELS["grouped-query, untied"]
@@ -136,60 +137,102 @@ def test_a_missing_file_is_named(directory: Path) -> None:
         load(directory / "config.json")
 
 
-def write_gguf(directory: Path, file: Path, *, quantisation: str = "F32") -> None:
-    """The directory's model as llama.cpp would convert it: Llama's queries and keys interleaved."""
-    config = json.loads((directory / "config.json").read_text())
-    kind = {"mistral": "llama"}.get(config["model_type"], config["model_type"])
-    writer = gguf.GGUFWriter(file, kind)
-    if config.get("head_dim"):
-        writer.add_key_length(config["head_dim"])
-        writer.add_value_length(config["head_dim"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
-    architecture = gguf.MODEL_ARCH[kind.upper()]
-    names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
-    for name, tensor in load_file(directory / "model.safetensors").items():
-        heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
-        for part, key in heads.items():
-            if part in name and kind == "llama":
-                pairs = tensor.view(config[key], 2, -1, tensor.shape[1])
-                tensor = pairs.transpose(1, 2).reshape(tensor.shape)
-        values = tensor.contiguous().numpy()
-        gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if values.ndim == 2 and quantisation != "F32":
-            type = gguf.GGMLQuantizationType[quantisation]
-            writer.add_tensor(gguf_name, gguf.quants.quantize(values, type), raw_dtype=type)
-        else:
-            writer.add_tensor(gguf_name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+LLAMA3 = TINY_MODELS["nine heads on three, tied, llama3 rope, own head_dim"]
+MIXTRAL = TINY_MODELS["mixtral, two of four experts"]
+# llama.cpp knows no others: all layers have experts, whose probabilities are made to add up to 1.
+QWEN3_MOE = TINY_MODELS["qwen3 moe, three of eight experts, one dense layer"] | {
+    "mlp_only_layers": [],
+    "norm_topk_prob": True,
+}
 
 
 @pytest.mark.parametrize(
     "shape",
     [
-        "grouped-query, untied",
-        "mistral without a window",
-        "qwen2, tied",
-        "qwen3, own head_dim",
+        pytest.param(SHAPE, id="llama"),
+        pytest.param(LLAMA3, id="llama 3.1"),
+        pytest.param(TINY_MODELS["mistral without a window"], id="mistral"),
+        pytest.param(TINY_MODELS["qwen2, tied"], id="qwen2"),
+        pytest.param(TINY_MODELS["qwen3, own head_dim"], id="qwen3"),
+        pytest.param(MIXTRAL, id="mixtral"),
+        pytest.param(QWEN3_MOE, id="qwen3 moe"),
     ],
 )
 def test_a_gguf_file_gives_the_tokens_of_the_directory_it_came_from(
-    shape: str, tmp_path: Path
+    shape: dict[str, Any], tmp_path: Path
 ) -> None:
     directory = tmp_path / "huggingface"
-    save_tiny_model(directory, **TINY_MODELS[shape])
+    save_tiny_model(directory, **shape)
     write_gguf(directory, tmp_path / "tiny.gguf")
     expected = Driver(load(directory)).generate([PROMPT], 32)
     assert Driver(load(tmp_path / "tiny.gguf")).generate([PROMPT], 32) == expected
+
+
+def test_a_mixtral_file_may_have_a_tensor_for_each_expert(tmp_path: Path) -> None:
+    directory = tmp_path / "huggingface"
+    save_tiny_model(directory, **MIXTRAL)
+    write_gguf(directory, tmp_path / "tiny.gguf", merged_experts=False)
+    expected = Driver(load(directory)).generate([PROMPT], 32)
+    assert Driver(load(tmp_path / "tiny.gguf")).generate([PROMPT], 32) == expected
+
+
+def test_of_merged_experts_only_the_one_asked_for_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "huggingface"
+    save_tiny_model(directory, **MIXTRAL)
+    write_gguf(directory, tmp_path / "tiny.gguf", quantisation="Q8_0")
+    source = open_source(tmp_path / "tiny.gguf")
+    decoded: list[int] = []
+    decode = gguf.quants.dequantize
+
+    def counted(data: Any, kind: Any) -> Any:
+        values = decode(data, kind)
+        decoded.append(values.size)
+        return values
+
+    monkeypatch.setattr(gguf.quants, "dequantize", counted)
+    shapes = source.shapes()
+    names = [name for name in shapes if ".experts." in name]
+    assert len(names) == 3 * 4 * 3  # layers, experts, matrices
+    for name in names:
+        assert source.read(name).shape == shapes[name]
+    assert decoded == [torch.Size(shapes[name]).numel() for name in names]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"expert_used_count": 5}, "5 experts a token, but only 4"),
+        ({"expert_used_count": 0}, "expert_used_count is 0"),
+        ({"expert_shared_count": 1}, "expert_shared_count 1"),
+        ({"expert_weights_norm": False}, "expert_weights_norm False"),
+        ({"expert_weights_scale": 2.5}, "expert_weights_scale 2.5"),
+        ({"expert_gating_func": gguf.ExpertGatingFuncType.SIGMOID}, "expert_gating_func 2"),
+        ({"expert_count": 5}, r"gate\.weight has shape \[4, 64\], where \[5, 64\] is expected"),
+        ({"expert_count": 3}, r"gate\.weight has shape \[4, 64\], where \[3, 64\] is expected"),
+        ({"expert_count": 0}, r"mlp\.gate_proj\.weight \[96, 64\] is missing"),
+        ({"expert_feed_forward_length": 40}, r"shape \[96, 64\], where \[40, 64\] is expected"),
+    ],
+    ids=str,
+)
+def test_experts_that_are_not_what_the_metadata_says_are_refused(
+    metadata: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    directory = tmp_path / "huggingface"
+    save_tiny_model(directory, **MIXTRAL)
+    write_gguf(directory, tmp_path / "tiny.gguf", metadata=metadata)
+    with pytest.raises((UnsupportedModel, WrongTensor), match=message):
+        load(tmp_path / "tiny.gguf")
+
+
+@pytest.mark.parametrize("key", ["expert_count", "sliding_window"])
+def test_what_a_dense_gguf_file_may_not_have_is_refused(key: str, tmp_path: Path) -> None:
+    directory = tmp_path / "huggingface"
+    save_tiny_model(directory, **TINY_MODELS["qwen3, own head_dim"])
+    write_gguf(directory, tmp_path / "tiny.gguf", metadata={key: 4})
+    with pytest.raises(UnsupportedModel, match=f"{key} 4 is not supported"):
+        load(tmp_path / "tiny.gguf")
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("F16", 1e-3), ("BF16", 1e-2), ("Q8_0", 1e-2)])

@@ -43,7 +43,7 @@ class GatedRunner(FakeRunner):
     """Runs a step only when `allow` has let it."""
 
     def __init__(self, block_size: int) -> None:
-        super().__init__(block_size, echo, VOCABULARY)
+        super().__init__(block_size, echo, VOCABULARY, num_blocks=128)
         self._gate = threading.Semaphore(0)
 
     def allow(self, steps: int) -> None:
@@ -84,7 +84,10 @@ class ApiHarness:
 async def running_api(
     config: ReplicaConfig, runner: Runner | None = None
 ) -> AsyncIterator[ApiHarness]:
-    runner = runner or FakeRunner(config.engine.block_size, echo, VOCABULARY)
+    if runner is None:
+        runner = FakeRunner(
+            config.engine.block_size, echo, VOCABULARY, num_blocks=config.engine.told_blocks
+        )
     metrics = ReplicaMetrics(config)
     harness: ApiHarness
 

@@ -43,7 +43,9 @@ def _build_runner(config: ReplicaConfig, progress: Progress) -> FakeRunner:
         time.sleep(0.01)
     if file.read_text() == "bad":
         raise ValueError(f"{file}: tensor model.norm.weight is missing")
-    return FakeRunner(config.engine.block_size, _next_token, VOCABULARY)
+    return FakeRunner(
+        config.engine.block_size, _next_token, VOCABULARY, num_blocks=config.engine.told_blocks
+    )
 
 
 def _load_text(config: ReplicaConfig) -> ServedModel:

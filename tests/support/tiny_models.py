@@ -134,9 +134,14 @@ TINY_MODELS: dict[str, dict[str, object]] = {
 
 
 def save_tiny_model(
-    directory: Path, *, family: str = "llama", vocabulary: int = 512, **shape: object
+    directory: Path,
+    *,
+    family: str = "llama",
+    vocabulary: int = 512,
+    layers: int = 3,
+    **shape: object,
 ) -> PreTrainedModel:
-    """A random model of `vocabulary` tokens and 3 layers, saved with its weights to `directory`.
+    """A random model of `vocabulary` tokens, saved with its weights to `directory`.
 
     Weights are spread wide enough that the best token stands out from the second best.
     """
@@ -145,7 +150,7 @@ def save_tiny_model(
     config = make_config(
         vocab_size=vocabulary,
         intermediate_size=96,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         max_position_embeddings=512,
         initializer_range=0.15,
         eos_token_id=None,

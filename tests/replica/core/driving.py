@@ -1,11 +1,12 @@
 """What the core's tests share: a small scheduler, a way to run it, and a reader of its events."""
 
+from collections import deque
 from collections.abc import Iterable
 
 from protocol.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
 from replica.core.block_pool import BlockPool
 from replica.core.limits import SchedulerLimits
-from replica.core.plan import SamplingParams
+from replica.core.plan import FinishedStep, SamplingParams, StepPlan
 from replica.core.scheduler import Scheduler
 from replica.core.sequence import Finish, SequenceOutput, SequenceRequest
 from tests.support.fake_runner import FakeRunner
@@ -63,27 +64,62 @@ class Answers:
                 self.finish[output.sequence_id] = output.finish
 
 
+class Pipeline:
+    """Plans and applies steps with every invariant checked, so many in flight at most."""
+
+    def __init__(
+        self, scheduler: Scheduler, runner: FakeRunner, answers: Answers, in_flight_max: int = 1
+    ) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self.answers = answers
+        self.in_flight_max = in_flight_max
+        self.in_flight: deque[FinishedStep] = deque()
+
+    def plan(self) -> StepPlan | None:
+        plan = self.scheduler.schedule(0.0)
+        self.scheduler.check()
+        if plan is not None:
+            assert plan.num_tokens <= self.scheduler.limits.max_batched_tokens
+            self.in_flight.append(self.runner.start(plan))
+        return plan
+
+    def apply(self) -> None:
+        step = self.in_flight.popleft()
+        self.answers.add(self.scheduler.apply(step.result(), 0.0))
+        self.scheduler.check()
+
+    def step(self) -> bool:
+        """False when there was nothing to do."""
+        planned = self.plan() is not None
+        applied = bool(self.in_flight)
+        while self.in_flight and (not planned or len(self.in_flight) >= self.in_flight_max):
+            self.apply()
+        return planned or applied
+
+    def settle(self) -> None:
+        while self.in_flight:
+            self.apply()
+
+
 def step(scheduler: Scheduler, runner: FakeRunner, answers: Answers) -> bool:
-    """One step with every invariant checked; False when there was nothing to do."""
-    plan = scheduler.schedule(0.0)
-    scheduler.check()
-    if plan is None:
-        return False
-    assert plan.num_tokens <= scheduler.limits.max_batched_tokens
-    answers.add(scheduler.apply(runner.run(plan), 0.0))
-    scheduler.check()
-    return True
+    """One step, planned and applied; False when there was nothing to do."""
+    return Pipeline(scheduler, runner, answers).step()
 
 
 def run_all(
-    scheduler: Scheduler, requests: Iterable[SequenceRequest], runner: FakeRunner | None = None
+    scheduler: Scheduler,
+    requests: Iterable[SequenceRequest],
+    runner: FakeRunner | None = None,
+    in_flight_max: int = 1,
 ) -> Answers:
     """Submits `requests` at once and runs until all have ended."""
     runner = runner or FakeRunner(scheduler.pool.block_size)
     answers = Answers()
     for one in requests:
         scheduler.submit(one, 0.0)
-    while step(scheduler, runner, answers):
+    pipeline = Pipeline(scheduler, runner, answers, in_flight_max)
+    while pipeline.step():
         pass
     assert scheduler.pool.held_blocks == 0
     return answers

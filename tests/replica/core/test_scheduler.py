@@ -10,6 +10,7 @@ from tests.replica.core.driving import (
     GREEDY,
     Answers,
     EventMirror,
+    Pipeline,
     cached_truth,
     make_scheduler,
     request,
@@ -57,9 +58,13 @@ def truth(prompt: object, count: int) -> list[int]:
         "blocks larger than prompts",
     ],
 )
-def test_the_answers_do_not_depend_on_how_the_work_was_cut(settings: dict[str, object]) -> None:
+@pytest.mark.parametrize("in_flight_max", [1, 2])
+def test_the_answers_do_not_depend_on_how_the_work_was_cut(
+    settings: dict[str, object], in_flight_max: int
+) -> None:
     scheduler = make_scheduler(**settings)  # type: ignore[arg-type]
-    answers = run_all(scheduler, [request(i, p, 20) for i, p in PROMPTS.items()])
+    requests = [request(i, p, 20) for i, p in PROMPTS.items()]
+    answers = run_all(scheduler, requests, in_flight_max=in_flight_max)
     for sequence_id, prompt in PROMPTS.items():
         assert answers.tokens[sequence_id] == truth(prompt, 20)
         assert answers.finish[sequence_id] is Finish.LENGTH
@@ -247,3 +252,53 @@ def test_queue_time_is_told_once_with_the_first_token() -> None:
     assert plan is not None
     (second,) = scheduler.apply(runner.run(plan), 14.0)
     assert (first.queue_time_s, second.queue_time_s) == (2.5, None)
+
+
+def test_a_step_is_planned_while_the_one_before_it_runs() -> None:
+    scheduler = make_scheduler()
+    runner, answers = FakeRunner(BLOCK_SIZE), Answers()
+    pipeline = Pipeline(scheduler, runner, answers, in_flight_max=2)
+    scheduler.submit(request(1, range(7), 3), 0.0)
+    plans = [pipeline.plan(), pipeline.plan()]
+    assert [list(plan.slices[0].token_ids) for plan in plans if plan] == [[*range(7)], []]
+    pipeline.apply()
+    third = pipeline.plan()
+    assert third is not None
+    assert (third.slices[0].start, third.slices[0].num_tokens) == (8, 1)
+    pipeline.apply()
+    # Its third token is its last: nothing is planned that could not count.
+    assert pipeline.plan() is None
+    pipeline.apply()
+    assert answers.tokens[1] == truth(range(7), 3)
+    assert runner.computed_tokens == 7 + 2
+
+
+def test_a_stop_token_wastes_one_place_of_the_step_planned_already() -> None:
+    scheduler = make_scheduler()
+    runner = FakeRunner(BLOCK_SIZE)
+    stop = truth(range(7), 3)[2]
+    one = request(1, range(7), 20, stop_token_ids=frozenset({stop}))
+    answers = run_all(scheduler, [one], runner, in_flight_max=2)
+    assert answers.tokens[1] == truth(range(7), 3)
+    assert answers.finish[1] is Finish.STOP
+    assert runner.computed_tokens == 7 + 3
+    assert scheduler.counters.generated_tokens == 3
+
+
+def test_a_sequence_preempted_while_its_token_was_on_its_way_keeps_the_token() -> None:
+    scheduler = make_scheduler(blocks=4)
+    runner, answers = FakeRunner(BLOCK_SIZE), Answers()
+    pipeline = Pipeline(scheduler, runner, answers, in_flight_max=2)
+    scheduler.submit(request(1, range(8), 8), 0.0)
+    scheduler.submit(request(2, range(50, 53), 6), 0.0)
+    while scheduler.counters.preemptions == 0:
+        assert pipeline.plan()
+        if scheduler.counters.preemptions == 0 and len(pipeline.in_flight) == 2:
+            pipeline.apply()
+    assert pipeline.in_flight
+    before = len(answers.tokens[2])
+    pipeline.settle()
+    assert len(answers.tokens[2]) == before + 1
+    while pipeline.step():
+        pass
+    assert answers.tokens == {1: truth(range(8), 8), 2: truth(range(50, 53), 6)}

@@ -14,9 +14,9 @@ from tests.replica.core.driving import (
     GREEDY,
     Answers,
     EventMirror,
+    Pipeline,
     cached_truth,
     make_scheduler,
-    step,
 )
 from tests.support.fake_runner import FakeRunner, expected_tokens, hashed_token
 
@@ -38,9 +38,16 @@ class SchedulerLife(RuleBasedStateMachine):
         running=st.integers(1, 5),
         spare_tokens=st.integers(0, 20),
         prefix_cache=st.sampled_from([True, True, True, False]),
+        in_flight_max=st.integers(1, 2),
     )
     def start(
-        self, blocks: int, block_size: int, running: int, spare_tokens: int, prefix_cache: bool
+        self,
+        blocks: int,
+        block_size: int,
+        running: int,
+        spare_tokens: int,
+        prefix_cache: bool,
+        in_flight_max: int,
     ) -> None:
         self.scheduler = make_scheduler(
             blocks=blocks,
@@ -51,8 +58,9 @@ class SchedulerLife(RuleBasedStateMachine):
             model_len=48,
             prefix_cache=prefix_cache,
         )
-        self.runner = FakeRunner(block_size, NEXT_TOKEN)
         self.answers = Answers()
+        runner = FakeRunner(block_size, NEXT_TOKEN)
+        self.pipeline = Pipeline(self.scheduler, runner, self.answers, in_flight_max)
         self.mirror = EventMirror()
         self.requests: dict[int, SequenceRequest] = {}
         self.aborted: set[int] = set()
@@ -88,7 +96,7 @@ class SchedulerLife(RuleBasedStateMachine):
     @rule(count=st.integers(1, 6))
     def run_steps(self, count: int) -> None:
         for _ in range(count):
-            step(self.scheduler, self.runner, self.answers)
+            self.pipeline.step()
 
     @rule(data=st.data())
     @precondition(lambda self: self.requests)
@@ -98,18 +106,25 @@ class SchedulerLife(RuleBasedStateMachine):
     @rule(data=st.data())
     @precondition(lambda self: self.scheduler.has_work)
     def abort_while_a_step_is_in_flight(self, data: st.DataObject) -> None:
-        plan = self.scheduler.schedule(0.0)
-        assert plan is not None
+        plan = self.pipeline.plan()
+        assert plan is not None or self.pipeline.in_flight
         victims = data.draw(
             st.sets(st.sampled_from([part.sequence_id for part in plan.slices]), max_size=2)
+            if plan is not None
+            else st.just(set())
         )
-        for sequence_id in victims:
+        for sequence_id in victims - self.answers.finish.keys():
             self._abort(sequence_id)
         self.scheduler.check()
-        self.answers.add(self.scheduler.apply(self.runner.run(plan), 0.0))
+        self.pipeline.apply()
+
+    @rule()
+    def settle(self) -> None:
+        self.pipeline.settle()
 
     @rule()
     def reset_prefix_cache(self) -> None:
+        self.pipeline.settle()
         self.scheduler.reset_prefix_cache()
 
     @invariant()
@@ -129,7 +144,7 @@ class SchedulerLife(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
             return
-        while step(self.scheduler, self.runner, self.answers):
+        while self.pipeline.step():
             pass
         assert self.scheduler.pool.held_blocks == 0
         assert self.answers.finish.keys() | self.aborted == self.requests.keys()
