@@ -2,14 +2,17 @@
 
 import importlib
 import importlib.util
+import logging
 import os
+from pathlib import Path
 from typing import Protocol, cast
 
 import torch
 
-from kernels import torch_ops
+from kernels import launch_file, launches, torch_ops
 
 BACKENDS = ("torch", "triton")
+_LOG = logging.getLogger(__name__)
 
 
 class BackendUnavailable(ValueError):
@@ -92,8 +95,12 @@ class Operations(Protocol):
     ) -> torch.Tensor: ...
 
 
-def operations(backend: str, device: torch.device) -> Operations:
+def operations(backend: str, device: torch.device, tuned: Path | None = None) -> Operations:
     """The operations of `backend`, one of `BACKENDS`, for tensors on `device`.
+
+    Args:
+        tuned: Where `kernels.tuning` keeps what it found; what it has for this GPU is used by all
+            of the process. None: kernels are launched by the rules made by hand.
 
     Raises:
         BackendUnavailable: it cannot run there.
@@ -109,4 +116,16 @@ def operations(backend: str, device: torch.device) -> Operations:
     missing = [name for name in torch_ops.__all__ if not hasattr(found, name)]
     if missing:
         raise BackendUnavailable(f"backend {backend}: has no {', '.join(missing)} yet")
+    if backend == "triton" and device.type == "cuda" and tuned is not None:
+        _use_tuned(tuned, device)
     return cast(Operations, found)
+
+
+def _use_tuned(folder: Path, device: torch.device) -> None:
+    version = importlib.import_module("triton").__version__
+    rules = importlib.import_module("kernels.triton_ops.launch_rules")
+    gpu = torch.cuda.get_device_name(device)
+    path = launch_file.file_of(folder, gpu, version)
+    found = launch_file.read(path, gpu, version, rules.kind(device), rules.RULES)
+    launches.use(found)
+    _LOG.info("%s: %d tuned launches", path, len(found))

@@ -25,6 +25,7 @@ def load_runner(
     dtype: str = "auto",
     device: str = "cpu",
     backend: str = "torch",
+    tuned: Path | None = None,
     threads: int | None = None,
     block_size: int = 16,
     max_batched_tokens: int = 2048,
@@ -44,6 +45,7 @@ def load_runner(
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: As torch names it.
         backend: What computes: "torch" or "triton".
+        tuned: Where `kernels.tuning` keeps the launches it found; None uses none.
         threads: torch's CPU threads, for the whole process; None leaves them.
         block_size, max_batched_tokens, max_running_sequences: See RunnerLimits.
         num_blocks: The KV cache's size; or give `memory_fraction`, not both.
@@ -70,7 +72,7 @@ def load_runner(
     if on.type == "cuda":
         on = torch.device("cuda", on.index or 0)
         torch.cuda.set_device(on)  # Triton launches on the current one
-    ops = operations(backend, on)
+    ops = operations(backend, on, tuned)
     source = open_source(path)
     number_format = resolve_dtype(dtype, on)
     cache_format = resolve_kv_cache_dtype(kv_cache_dtype, number_format)

@@ -35,12 +35,12 @@ from kernels.kv_cache import FP8, scales_of
 from kernels.triton_ops.attention_items import CHUNK_TOKENS_MIN, find_item
 from kernels.triton_ops.attention_tile import add_tile, base2_scores, token_offsets
 from kernels.triton_ops.fp8 import as_stored, widened
+from kernels.triton_ops.launch_rules import DECODE, kind
 
 # The second kernel holds all splits of a head at once: 128 · 128 fp32 are 64 registers a thread.
 _SPLITS_MAX = 128
-# Programs wanted for each streaming multiprocessor: as many as fit at a time, see _launch.
+# Programs wanted for each streaming multiprocessor: as many as fit at a time, see `launch_rules`.
 _PROGRAMS_PER_PROCESSOR = 4
-_ROWS_MIN = 16  # of a matrix for tl.dot
 _CPU_PROCESSORS = 4  # under the interpreter
 
 
@@ -126,9 +126,14 @@ def decode_on(
         query.device, triton.next_power_of_2(items), heads, head_dim
     )
     out = torch.empty((sequences, heads, head_dim), dtype=query.dtype, device=query.device)
-    hip = torch.version.hip is not None
-    shape = (heads // kv_heads, head_dim, query.element_size(), hip)
-    launch = _fp8_launch(*shape) if kv_cache.dtype == FP8 else _launch(*shape)
+    launch = DECODE.launch(
+        kind(query.device),
+        query.element_size(),
+        kv_cache.element_size(),
+        head_dim,
+        block_size,
+        heads // kv_heads,
+    )
     _decode_kernel[(kv_heads, items)](
         out,
         partials,
@@ -193,36 +198,6 @@ def _scratch(
         torch.empty((items, heads), dtype=torch.float32, device=device),
         torch.empty((items, 2), dtype=torch.int32, device=device),
     )
-
-
-def _launch(group: int, head_dim: int, element_bytes: int, hip: bool) -> dict[str, int]:
-    """Tile, warps and stages for one class of shapes.
-
-    Keys and values of one tile take 32 KiB together, so that four programs fit on a multiprocessor
-    of 227 KiB and bytes enough are on their way. Tried for bf16, head_dim 128, as registers and
-    KiB of shared memory on sm_90: tile 64 with 2 stages 96, 38 (waits for the block ids); with 3
-    stages 118, 38; with 5, 128 and 8 bytes spilled, 71 (two tiles on their way, but two programs);
-    tile 128 with 2 stages 168, 72. On gfx942 a third stage is not worth its share of 64 KiB.
-    """
-    dims = triton.next_power_of_2(head_dim)
-    tile_bytes = 8192 if hip else 16384
-    return {
-        "ROWS": max(_ROWS_MIN, triton.next_power_of_2(group)),
-        "DIMS": dims,
-        "TILE": max(_ROWS_MIN, tile_bytes // (dims * element_bytes)),
-        "num_warps": 4,
-        "num_stages": 2 if hip else 3,
-    }
-
-
-def _fp8_launch(group: int, head_dim: int, element_bytes: int, hip: bool) -> dict[str, int]:
-    """`_launch` for a cache of float8, whose tiles are held as bytes and as wide numbers.
-
-    On NVIDIA's GPUs half a tile keeps four programs on a multiprocessor: of head_dim 128, 122
-    registers on sm_90 in place of 158; of 64, where a whole tile spills, 96.
-    """
-    launch = _launch(group, head_dim, element_bytes, hip)
-    return launch if hip else {**launch, "TILE": max(_ROWS_MIN, launch["TILE"] // 2)}
 
 
 def _combine_warps(splits_max: int, dims: int) -> int:

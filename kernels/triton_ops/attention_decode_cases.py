@@ -4,6 +4,7 @@ import triton
 
 from kernels.ahead import Case
 from kernels.triton_ops import attention_decode
+from kernels.triton_ops.launch_rules import DECODE
 
 
 def cases() -> list[Case]:
@@ -48,8 +49,8 @@ def _decode_case(
     *,
     fp8_cache: bool = False,
 ) -> Case:
-    make = attention_decode._fp8_launch if fp8_cache else attention_decode._launch
-    launch = make(group, head_dim, 2, hip)
+    kind, cache_bytes = "gfx942" if hip else "sm_90", 1 if fp8_cache else 2
+    launch = dict(DECODE.launch(kind, 2, cache_bytes, head_dim, block_size, group))
     warps, stages = launch.pop("num_warps"), launch.pop("num_stages")
     floats = dict.fromkeys(("out", "query", "kv_cache"), f"*{dtype}")
     if fp8_cache:

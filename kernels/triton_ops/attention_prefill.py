@@ -25,8 +25,6 @@ arXiv:2309.06180 (paged attention).
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
@@ -35,9 +33,7 @@ from kernels.kv_cache import FP8, scales_of
 from kernels.triton_ops.attention_items import find_tile
 from kernels.triton_ops.attention_tile import add_tile, base2_scores, token_offsets
 from kernels.triton_ops.fp8 import as_stored, widened
-
-# Tiles of few rows, when sequences have no more new ones on average: chunks' ends, prefix hits.
-ROWS_FEW = 16
+from kernels.triton_ops.launch_rules import PREFILL, ROWS_FEW, kind
 
 
 def paged_attention_prefill(
@@ -90,9 +86,17 @@ def paged_attention_prefill(
     key_scale, value_scale = scales_of(kv_cache, key_scale, value_scale)
 
     group = heads // kv_heads
+    # Tiles of few rows, when sequences have no more new ones on average: chunks' ends, prefix hits.
     few = tokens * group <= ROWS_FEW * sequences
-    shape = (group, head_dim, query.element_size(), few, _kind(query.device))
-    launch = _fp8_launch(*shape) if kv_cache.dtype == FP8 else _launch(*shape)
+    launch = PREFILL.launch(
+        kind(query.device),
+        query.element_size(),
+        kv_cache.element_size(),
+        head_dim,
+        block_size,
+        group,
+        few,
+    )
     tiles = tokens // (launch["ROWS"] // group) + sequences
     out = torch.empty((tokens, heads, head_dim), dtype=query.dtype, device=query.device)
     _prefill_kernel[(kv_heads, tiles)](
@@ -119,68 +123,6 @@ def paged_attention_prefill(
         **launch,
     )
     return out
-
-
-@cache
-def _kind(device: torch.device) -> str:
-    """Whose table of launches serves the device: "gfx942", "sm_90", or "sm_80" for all others."""
-    if torch.version.hip is not None:
-        return "gfx942"
-    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
-    return "sm_90" if hopper else "sm_80"
-
-
-def _launch(group: int, head_dim: int, element_bytes: int, few: bool, kind: str) -> dict[str, int]:
-    """Rows, tile, warps and stages for one class of shapes.
-
-    Tried for bf16, head_dim 128, group 4, as registers and bytes spilled:
-
-        rows  tile  warps    sm_80      sm_90      gfx942
-         128    64    8     219   0    177   0    237   0
-         128    64    4     255 336    255 240    369   0
-         128   128    8     255  72    254   0    256 428
-         128    32    8     198   0       -          -
-          64    64    4     255  64    196   0    320   0
-          64    64    8     183   0       -          -
-
-    On sm_80 the first spills with groups that are no power of two (rows then cost divisions, whose
-    results stay) and with soft caps. Of head_dim 256, 64 rows by 64 spill on sm_80 and gfx942. On
-    sm_90 a fifth stage is 182 registers and 129 in place of 96 KiB. On gfx942 Triton 3.8 spills of
-    all shapes of head_dim over 64 and 3.9 of those with a soft cap, unless tiles are half as long.
-    """
-    dims = triton.next_power_of_2(head_dim)
-    row_bytes = dims * element_bytes
-    rows, tile = 128, 64
-    if few:
-        rows, tile = ROWS_FEW, max(16, (8192 if kind == "gfx942" else 16384) // row_bytes)
-    elif row_bytes > 256:
-        rows, tile = 64, 32
-    elif row_bytes > 128 and kind == "sm_80":
-        rows, tile = (128, 32) if group == triton.next_power_of_2(group) else (64, 64)
-    if kind == "gfx942" and row_bytes > 128 and not few:
-        tile //= 2
-    return {
-        "ROWS": max(rows, triton.next_power_of_2(group)),
-        "DIMS": dims,
-        "TILE": tile,
-        "num_warps": 4 if few else 8,
-        "num_stages": 2 if kind == "gfx942" else 3,
-    }
-
-
-def _fp8_launch(
-    group: int, head_dim: int, element_bytes: int, few: bool, kind: str
-) -> dict[str, int]:
-    """`_launch` for a cache of float8, whose tiles are held as bytes and as wide numbers.
-
-    Half a tile of few rows is 128 registers on sm_90 in place of 192, and of head_dim 256 a whole
-    one spills on sm_80.
-    """
-    launch = _launch(group, head_dim, element_bytes, few, kind)
-    wide = launch["DIMS"] * element_bytes > 256 and kind == "sm_80"
-    if wide or (few and kind != "gfx942"):
-        launch["TILE"] = max(16, launch["TILE"] // 2)
-    return launch
 
 
 @triton.jit

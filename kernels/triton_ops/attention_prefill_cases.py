@@ -2,6 +2,7 @@
 
 from kernels.ahead import Case
 from kernels.triton_ops import attention_prefill
+from kernels.triton_ops.launch_rules import PREFILL
 
 
 def cases() -> list[Case]:
@@ -49,8 +50,8 @@ def _case(
     *,
     fp8_cache: bool = False,
 ) -> Case:
-    make = attention_prefill._fp8_launch if fp8_cache else attention_prefill._launch
-    launch = make(group, head_dim, 2, few, kind)
+    cache_bytes = 1 if fp8_cache else 2
+    launch = dict(PREFILL.launch(kind, 2, cache_bytes, head_dim, block_size, group, few))
     warps, stages = launch.pop("num_warps"), launch.pop("num_stages")
     floats = dict.fromkeys(("out", "query", "kv_cache"), f"*{dtype}")
     if fp8_cache:

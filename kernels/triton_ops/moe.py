@@ -25,11 +25,7 @@ import triton
 import triton.language as tl
 
 from kernels.ahead import Case
-
-# Rows of a tile when experts get few tokens each (decode), and when they get many (prefill).
-ROWS_FEW, ROWS_MANY = 16, 64
-_BLOCK_N, _BLOCK_K = 64, 64
-_WARPS, _STAGES = 4, 3
+from kernels.triton_ops.launch_rules import MOE, ROWS_FEW, kind
 
 
 @triton.jit
@@ -135,7 +131,10 @@ def moe(
     if renormalise:
         weights = weights / weights.sum(dim=-1, keepdim=True)
     pairs = tokens * top_k
-    block_m = ROWS_FEW if pairs <= ROWS_FEW * experts else ROWS_MANY
+    # Tiles of few rows when experts get few tokens each (decode).
+    few = pairs <= ROWS_FEW * experts
+    launch = MOE.launch(kind(x.device), x.element_size(), hidden, intermediate, experts, few)
+    block_m, block_n = launch["BLOCK_M"], launch["BLOCK_N"]
 
     local = (chosen - first_expert).view(pairs)  # 2
     local = torch.where((local >= 0) & (local < experts), local, experts)  # elsewhere: the last
@@ -147,21 +146,14 @@ def moe(
     ends = blocks.cumsum(0).to(torch.int32)
     tiles = min(pairs, pairs // block_m + experts)
 
-    shape: dict[str, Any] = {
-        "BLOCK_M": block_m,
-        "BLOCK_N": _BLOCK_N,
-        "BLOCK_K": _BLOCK_K,
-        "EXPERTS": triton.next_power_of_2(experts),
-        "num_warps": _WARPS,
-        "num_stages": _STAGES,
-    }
+    shape: dict[str, Any] = {**launch, "EXPERTS": triton.next_power_of_2(experts)}
     sorted_said = torch.empty(pairs, intermediate, dtype=x.dtype, device=x.device)
     said = torch.zeros(tokens, top_k, hidden, dtype=torch.float32, device=x.device)
-    _gate_up[(tiles, triton.cdiv(intermediate, _BLOCK_N))](  # 3
+    _gate_up[(tiles, triton.cdiv(intermediate, block_n))](  # 3
         x, gate_up, order, ends, blocks, starts, counts, sorted_said,
         experts, top_k, hidden, intermediate, **shape,
     )  # fmt: skip
-    _down[(tiles, triton.cdiv(hidden, _BLOCK_N))](  # 4
+    _down[(tiles, triton.cdiv(hidden, block_n))](  # 4
         sorted_said, down, order, weights.view(pairs), ends, blocks, starts, counts, said,
         experts, hidden, intermediate, **shape,
     )  # fmt: skip
@@ -174,33 +166,28 @@ def cases() -> list[Case]:
         case
         for dtype in ("bf16", "fp16")
         for experts, hidden, intermediate in ((8, 4096, 14336), (128, 2048, 768))
-        for rows in (ROWS_FEW, ROWS_MANY)
-        for case in _cases(dtype, experts, hidden, intermediate, rows)
+        for few in (True, False)
+        for case in _cases(dtype, experts, hidden, intermediate, few)
     ]
 
 
-def _cases(dtype: str, experts: int, hidden: int, intermediate: int, rows: int) -> list[Case]:
+def _cases(dtype: str, experts: int, hidden: int, intermediate: int, few: bool) -> list[Case]:
     tables = ("order_ptr", "ends_ptr", "blocks_ptr", "starts_ptr", "counts_ptr")
     data = {"x_ptr": f"*{dtype}", "weight_ptr": f"*{dtype}", **dict.fromkeys(tables, "*i32")}
-    constants = {
-        "hidden": hidden,
-        "intermediate": intermediate,
-        "BLOCK_M": rows,
-        "BLOCK_N": _BLOCK_N,
-        "BLOCK_K": _BLOCK_K,
-        "EXPERTS": experts,
-    }
+    launch = dict(MOE.launch("sm_90", 2, hidden, intermediate, experts, few))
+    warps, stages = launch.pop("num_warps"), launch.pop("num_stages")
+    constants = {"hidden": hidden, "intermediate": intermediate, "EXPERTS": experts, **launch}
     gate_up = {**data, "out_ptr": f"*{dtype}"}
     down = {**data, "probability_ptr": "*fp32", "out_ptr": "*fp32"}
     return [
         Case(
-            name=f"moe {name} {dtype} {experts} {rows}",
+            name=f"moe {name} {dtype} {experts} {launch['BLOCK_M']}",
             kernel=kernel,
             types={**pointers, **sizes},
             constants=constants,
             aligned=tuple(pointers),
-            num_warps=_WARPS,
-            num_stages=_STAGES,
+            num_warps=warps,
+            num_stages=stages,
         )
         for name, kernel, pointers, sizes in (
             ("gate_up", _gate_up, gate_up, {"experts": "i32", "top_k": "i32"}),

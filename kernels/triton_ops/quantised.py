@@ -15,39 +15,42 @@ import triton
 import triton.language as tl
 
 from kernels.ahead import Case
-
-# Rows of a tile for few tokens (decode) and for many (prefill).
-ROWS_FEW, ROWS_MANY = 16, 64
-_BLOCK_N, _BLOCK_K = 64, 64
-_WARPS, _STAGES = 4, 3
+from kernels.launches import Launch, Rule
+from kernels.triton_ops.launch_rules import (
+    MATMUL_FP8,
+    MATMUL_INT4,
+    MATMUL_INT8,
+    ROWS_FEW,
+    kind,
+)
 
 
 def matmul_int8(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """As `kernels.torch_ops.matmul_int8`; all contiguous."""
     assert weight.dtype == torch.int8
-    return _scaled(x, weight, scales)
+    return _scaled(MATMUL_INT8, x, weight, scales)
 
 
 def matmul_fp8(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """As `kernels.torch_ops.matmul_fp8`; all contiguous. For GPUs that have the format: NVIDIA's
     from sm_89 on."""
     assert weight.dtype == torch.float8_e4m3fn
-    return _scaled(x, weight, scales)
+    return _scaled(MATMUL_FP8, x, weight, scales)
 
 
-def _scaled(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+def _scaled(
+    rule: Rule, x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor
+) -> torch.Tensor:
     tokens, inner = x.shape
     columns = len(weight)
     assert weight.shape == (columns, inner)
     assert scales.shape == (columns,)
     assert all(one.is_contiguous() for one in (x, weight, scales))
     out = torch.empty((tokens, columns), dtype=x.dtype, device=x.device)
-    rows = ROWS_FEW if tokens <= ROWS_FEW else ROWS_MANY
-    grid = (triton.cdiv(tokens, rows), triton.cdiv(columns, _BLOCK_N))
-    scaled_matmul_kernel[grid](
-        out, x, weight, scales, tokens, inner, columns, rows, _BLOCK_N, _BLOCK_K,
-        num_warps=_WARPS, num_stages=_STAGES,
-    )  # fmt: skip
+    few = tokens <= ROWS_FEW
+    launch = rule.launch(kind(x.device), x.element_size(), inner, columns, few)
+    grid = (triton.cdiv(tokens, launch["BLOCK_M"]), triton.cdiv(columns, launch["BLOCK_N"]))
+    scaled_matmul_kernel[grid](out, x, weight, scales, tokens, inner, columns, **launch)
     return out
 
 
@@ -66,12 +69,10 @@ def matmul_int4(
     assert half & (half - 1) == 0, "a group's size is a power of two"
     assert all(one.is_contiguous() for one in (x, weight, scales, zeros))
     out = torch.empty((tokens, columns), dtype=x.dtype, device=x.device)
-    rows = ROWS_FEW if tokens <= ROWS_FEW else ROWS_MANY
-    grid = (triton.cdiv(tokens, rows), triton.cdiv(columns, _BLOCK_N))
-    int4_matmul_kernel[grid](
-        out, x, weight, scales, zeros, tokens, inner, columns, half, rows, _BLOCK_N,
-        num_warps=_WARPS, num_stages=_STAGES,
-    )  # fmt: skip
+    few = tokens <= ROWS_FEW
+    launch = MATMUL_INT4.launch(kind(x.device), x.element_size(), inner, columns, half, few)
+    grid = (triton.cdiv(tokens, launch["BLOCK_M"]), triton.cdiv(columns, launch["BLOCK_N"]))
+    int4_matmul_kernel[grid](out, x, weight, scales, zeros, tokens, inner, columns, half, **launch)
     return out
 
 
@@ -132,46 +133,45 @@ def int4_matmul_kernel(
 def cases() -> list[Case]:
     """gate · up of Llama 3.1 8B, for few and many tokens; groups of 128 and 32."""
     return [
-        case
-        for rows in (ROWS_FEW, ROWS_MANY)
-        for dtype in ("bf16", "fp16")
-        for case in _cases(dtype, {"INNER": 4096, "COLUMNS": 28672, "BLOCK_M": rows})
+        case for few in (True, False) for dtype in ("bf16", "fp16") for case in _cases(dtype, few)
     ]
 
 
-def _cases(dtype: str, tile: dict[str, Any]) -> list[Case]:
-    tile = {**tile, "BLOCK_N": _BLOCK_N}
+_INNER, _COLUMNS = 4096, 28672
+
+
+def _cases(dtype: str, few: bool) -> list[Case]:
     pointers = {"out": f"*{dtype}", "x": f"*{dtype}", "scales": "*fp32"}
-    shape = f"{dtype} {tile['BLOCK_M']}"
-    scaled = {**tile, "BLOCK_K": _BLOCK_K}
     int8 = {**pointers, "weight": "*i8"}
     fp8 = {**pointers, "weight": "*fp8e4nv"}
     int4 = {**pointers, "weight": "*u8", "zeros": "*u8"}
+    shape = ("sm_90", 2, _INNER, _COLUMNS)
     return [
-        _case(f"matmul_int8 {shape}", scaled_matmul_kernel, int8, scaled),
-        _case(f"matmul_fp8 {shape}", scaled_matmul_kernel, fp8, scaled, targets=("sm_90",)),
+        _case(f"matmul_int8 {dtype}", int8, MATMUL_INT8.launch(*shape, few)),
+        _case(f"matmul_fp8 {dtype}", fp8, MATMUL_FP8.launch(*shape, few), targets=("sm_90",)),
         *(
-            _case(
-                f"matmul_int4 {shape} {group}",
-                int4_matmul_kernel,
-                int4,
-                {**tile, "HALF": group // 2},
-            )
-            for group in (32, 128)
+            _case(f"matmul_int4 {dtype}", int4, MATMUL_INT4.launch(*shape, half, few), half=half)
+            for half in (16, 64)
         ),
     ]
 
 
 def _case(
-    name: str, kernel: Any, pointers: dict[str, str], constants: dict[str, Any], **more: Any
+    name: str, pointers: dict[str, str], launch: Launch, half: int | None = None, **more: Any
 ) -> Case:
+    constants = {"INNER": _INNER, "COLUMNS": _COLUMNS, **launch}
+    warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
+    name += f" {constants['BLOCK_M']}"
+    if half is not None:
+        constants["HALF"] = half
+        name += f" {2 * half}"
     return Case(
         name=name,
-        kernel=kernel,
+        kernel=scaled_matmul_kernel if half is None else int4_matmul_kernel,
         types={**pointers, "tokens": "i32"},
         constants=constants,
         aligned=tuple(pointers),
-        num_warps=_WARPS,
-        num_stages=_STAGES,
+        num_warps=warps,
+        num_stages=stages,
         **more,
     )

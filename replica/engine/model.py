@@ -1,8 +1,11 @@
 """The model that the configuration names, loaded as it says: whole, or one rank's share."""
 
+import os
+
 import torch
 from msgspec import structs
 
+from kernels import launch_file
 from kernels.operations import BackendUnavailable
 from prompt.assets import resolve_model_path
 from prompt.errors import PromptError
@@ -27,6 +30,7 @@ def load_configured(config: ReplicaConfig, progress: Progress, shard: Shard) -> 
             dtype=config.model.dtype,
             device=str(device_of_rank(config, shard.rank)),
             backend=config.engine.backend,
+            tuned=launch_file.directory(os.environ),
             eager=config.engine.eager,
             threads=config.engine.threads,
             block_size=config.engine.block_size,

@@ -7,6 +7,7 @@ nothing.
 import importlib.util
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -15,8 +16,6 @@ import triton
 from kernels import compiles, triton_ops
 from kernels.compiles import compiled_kernels, count_compiled_kernels
 from kernels.triton_ops import attention_decode
-from kernels.triton_ops.moe import ROWS_FEW
-from kernels.triton_ops.variants import Step, warm_up_steps
 from tests.kernels.device import INTERPRETED
 from tests.kernels.fake_gpu import jit_functions, pretend
 
@@ -27,6 +26,17 @@ BLOCK_SIZE, INTERMEDIATE, EXPERTS, TOP_K = 16, 512, 8, 2
 STEP_TOKENS_MAX, CONTEXT_TOKENS_MAX = 2048, 8192
 # Tensors of a step are views that begin anywhere in longer ones, aligned or not.
 OFFSETS = (0, 1, 2, 3, 7)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Sequences by the new tokens of each, after `prefix_tokens` that are in the cache already.
+
+    One new token is a decode, more are a prefill.
+    """
+
+    new_tokens: tuple[int, ...]
+    prefix_tokens: int
 
 
 @pytest.fixture(autouse=True)
@@ -123,9 +133,13 @@ class Model:
 
 
 def warm(model: Model) -> None:
-    limits = {"step_tokens_max": STEP_TOKENS_MAX, "context_tokens_max": CONTEXT_TOKENS_MAX}
-    for step in warm_up_steps(**limits, experts=EXPERTS, top_k=TOP_K):
-        model.run(step)
+    """Steps of twice and twice as many tokens, of one sequence and of many."""
+    model.run(Step(new_tokens=(1,), prefix_tokens=CONTEXT_TOKENS_MAX - 1))
+    count = 2
+    while count <= STEP_TOKENS_MAX:
+        model.run(Step(new_tokens=(count,), prefix_tokens=0))
+        model.run(Step(new_tokens=(2,) * (count // 2), prefix_tokens=0))
+        count *= 2
 
 
 def any_step(rng: random.Random) -> Step:
@@ -191,21 +205,3 @@ def test_without_triton_there_is_nothing_to_count(monkeypatch: pytest.MonkeyPatc
     count_compiled_kernels()
     assert compiled_kernels() == 0
     assert triton.knobs.runtime.jit_post_compile_hook is None
-
-
-def test_a_warm_up_stays_within_its_limits() -> None:
-    for tokens in (1, 2, 16, 17, 64, 65, 4096):
-        for context in (1, 2, 16, 40, 257, 1000):
-            for step in warm_up_steps(
-                step_tokens_max=tokens, context_tokens_max=context, experts=8, top_k=2
-            ):
-                assert 0 < sum(step.new_tokens) <= tokens
-                assert min(step.new_tokens) > 0
-                assert step.prefix_tokens + max(step.new_tokens) <= context
-
-
-def test_a_warm_up_has_a_step_beyond_each_edge() -> None:
-    steps = warm_up_steps(step_tokens_max=4096, context_tokens_max=4096, experts=64, top_k=4)
-    tokens = {sum(step.new_tokens) for step in steps}
-    assert tokens == {1, 2, 17, ROWS_FEW * 64 // 4 + 1}
-    assert steps[0].prefix_tokens == 256

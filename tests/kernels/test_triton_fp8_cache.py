@@ -162,7 +162,7 @@ def test_prefill_attention(
     kind: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention_prefill, "_kind", lambda _: kind)
+    monkeypatch.setattr(attention_prefill, "kind", lambda _: kind)
     for runs in ([(1, 1), (17, 17), (33, 100)], [(1, 257), (1, 64)]):
         sequences, cache = paged([length for _, length in runs], shape)
         offsets = torch.tensor([0, *(new for new, _ in runs)]).cumsum(0).to(torch.int32)

@@ -89,7 +89,7 @@ def check(
 def test_runs_of_many_lengths(
     shape: tuple[int, int, int, int], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention_prefill, "_kind", lambda _: kind)
+    monkeypatch.setattr(attention_prefill, "kind", lambda _: kind)
     check(RAGGED, shape)
 
 
