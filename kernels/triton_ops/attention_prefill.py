@@ -17,6 +17,10 @@ The new tokens of each sequence are cut into query tiles; with tiles of 4, seque
     Full tiles are seen by every row and need no mask; those on the diagonal, and at the window's
     left edge, do.
 
+3.  Where tiles are too few to fill the GPU, as those of a short question after a long cached
+    prompt, the full tiles of keys are split among several programs, whose results a second kernel
+    weighs (`attention_prefill_splits`).
+
 Programs with most keys, the last of a sequence, start first: what ends the step is then short.
 
 Sources: Dao 2023, arXiv:2307.08691 (query tiles, work by causal masks); Kwon et al. 2023,
@@ -31,6 +35,7 @@ import triton.language as tl
 
 from kernels.kv_cache import FP8, scales_of
 from kernels.triton_ops.attention_items import find_tile
+from kernels.triton_ops.attention_prefill_splits import Splits, combine, splits_of_tile
 from kernels.triton_ops.attention_tile import add_tile, base2_scores, token_offsets
 from kernels.triton_ops.fp8 import as_stored, widened
 from kernels.triton_ops.launch_rules import PREFILL, ROWS_FEW, kind
@@ -99,8 +104,12 @@ def paged_attention_prefill(
     )
     tiles = tokens // (launch["ROWS"] // group) + sequences
     out = torch.empty((tokens, heads, head_dim), dtype=query.dtype, device=query.device)
-    _prefill_kernel[(kv_heads, tiles)](
+    context_max = block_tables.shape[1] * block_size
+    splits = Splits(query.device, kv_heads, tiles, context_max, launch["ROWS"], launch["DIMS"])
+    _prefill_kernel[(kv_heads, tiles, splits.count)](
         out,
+        splits.partials,
+        splits.log_sums,
         query,
         as_stored(kv_cache),
         block_tables,
@@ -122,6 +131,8 @@ def paged_attention_prefill(
         HAS_CAP=soft_cap is not None,
         **launch,
     )
+    if splits.count > 1:
+        combine(out, splits, query_offsets, context_lengths, window, kv_heads, launch)
     return out
 
 
@@ -171,10 +182,8 @@ def _walk(
                 seen = seen & ((tile + lanes)[None, :] > positions[:, None] - window)
             scores = tl.where(seen, scores, float("-inf"))
         values = widened(tl.load(values_start + places, mask=held, other=0.0), rotated.dtype)
-        # Without a window every row sees token 0, which is in the first tile.
-        highest, total, attended = add_tile(
-            scores, values, highest, total, attended, MASKED and HAS_WINDOW
-        )
+        # A row may see nothing of a masked tile, which may be a program's first.
+        highest, total, attended = add_tile(scores, values, highest, total, attended, MASKED)
     return highest, total, attended
 
 
@@ -184,6 +193,8 @@ def _walk(
 )
 def _prefill_kernel(
     out,
+    partials,
+    log_sums,
     query,
     kv_cache,
     block_tables,
@@ -209,7 +220,8 @@ def _prefill_kernel(
 ):
     TOKENS: tl.constexpr = ROWS // GROUP
     kv_head = tl.program_id(0)
-    row, index = find_tile(tl.num_programs(1) - 1 - tl.program_id(1), offsets, sequences, TOKENS)
+    tile_id = tl.num_programs(1) - 1 - tl.program_id(1)
+    row, index = find_tile(tile_id, offsets, sequences, TOKENS)
     begin = tl.load(offsets + row)
     new = tl.load(offsets + row + 1) - begin
     if index * TOKENS >= new:
@@ -217,6 +229,12 @@ def _prefill_kernel(
     first = tl.load(lengths + row) - new + index * TOKENS
     count = tl.minimum(TOKENS, new - index * TOKENS)
     last = first + count - 1
+    split = tl.program_id(2)
+    full_begin, full_end, chunk, splits = splits_of_tile(
+        first, last, window, tl.num_programs(2), TILE, HAS_WINDOW
+    )
+    if split >= splits:
+        return
 
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, DIMS)
@@ -234,27 +252,31 @@ def _prefill_kernel(
     total = tl.zeros([ROWS], tl.float32)
     attended = tl.zeros([ROWS, DIMS], tl.float32)
     state = (highest, total, attended)
-    full_begin = 0
-    full_end = (first + 1) // TILE * TILE
     if HAS_WINDOW:
         seen_begin = tl.maximum(first - window + 1, 0) // TILE * TILE
-        full_begin = tl.cdiv(tl.maximum(last - window + 1, 0), TILE) * TILE
-        full_begin = tl.minimum(full_begin, full_end)
         state = _walk(
-            seen_begin, full_begin, state, rotated, positions, kv_cache, values_start, table,
+            seen_begin, tl.where(split == 0, full_begin, seen_begin), state, rotated, positions, kv_cache, values_start, table,
             kv_head, scale, window, soft_cap,
             True, KV_HEADS, HEAD_DIM, DIMS, BLOCK_SIZE, TILE, HAS_WINDOW, HAS_CAP,
         )  # fmt: skip
+    split_begin = full_begin + split * chunk
     state = _walk(
-        full_begin, full_end, state, rotated, positions, kv_cache, values_start, table,
+        split_begin, tl.minimum(split_begin + chunk, full_end), state, rotated, positions, kv_cache, values_start, table,
         kv_head, scale, window, soft_cap,
         False, KV_HEADS, HEAD_DIM, DIMS, BLOCK_SIZE, TILE, HAS_WINDOW, HAS_CAP,
     )  # fmt: skip
     state = _walk(
-        full_end, last + 1, state, rotated, positions, kv_cache, values_start, table,
+        full_end, tl.where(split == splits - 1, last + 1, full_end), state, rotated, positions, kv_cache, values_start, table,
         kv_head, scale, window, soft_cap,
         True, KV_HEADS, HEAD_DIM, DIMS, BLOCK_SIZE, TILE, HAS_WINDOW, HAS_CAP,
     )  # fmt: skip
     highest, total, attended = state
-    result = (attended / total[:, None] * value_scale).to(out.dtype.element_ty)
-    tl.store(out + token_rows * (KV_HEADS * GROUP * HEAD_DIM) + of_head, result, mask=real)
+    # A split may have nothing for some rows: zeros of no weight.
+    result = attended / tl.where(total > 0, total, 1.0)[:, None] * value_scale
+    if splits == 1:
+        row_out = out + token_rows * (KV_HEADS * GROUP * HEAD_DIM) + of_head
+        tl.store(row_out, result.to(out.dtype.element_ty), mask=real)
+    else:
+        item = (tile_id.to(tl.int64) * tl.num_programs(2) + split) * KV_HEADS + kv_head
+        tl.store(partials + item * (ROWS * DIMS) + rows[:, None] * DIMS + dims[None, :], result)
+        tl.store(log_sums + item * ROWS + rows, highest + tl.log2(total))

@@ -56,6 +56,7 @@ def _case(
     floats = dict.fromkeys(("out", "query", "kv_cache"), f"*{dtype}")
     if fp8_cache:
         floats["kv_cache"] = "*u8"
+    scratch = dict.fromkeys(("partials", "log_sums"), "*fp32")
     tables = dict.fromkeys(("block_tables", "offsets", "lengths"), "*i32")
     numbers = dict.fromkeys(
         ("sequences", "blocks", "query_stride", "table_stride", "window"), "i32"
@@ -69,6 +70,7 @@ def _case(
         kernel=attention_prefill._prefill_kernel,
         types={
             **floats,
+            **scratch,
             **tables,
             **numbers,
             **dict.fromkeys(("scale", "soft_cap", "value_scale"), "fp32"),
@@ -82,7 +84,7 @@ def _case(
             "HAS_CAP": limited,
             **launch,
         },
-        aligned=(*floats, "query_stride"),
+        aligned=(*floats, *scratch, "query_stride"),
         num_warps=warps,
         num_stages=stages,
         targets=(kind,),

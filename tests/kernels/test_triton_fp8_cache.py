@@ -13,7 +13,12 @@ import triton.language as tl
 
 from kernels import torch_ops, triton_ops
 from kernels.kv_cache import FP8, FP8_MAX
-from kernels.triton_ops import attention_decode, attention_items, attention_prefill
+from kernels.triton_ops import (
+    attention_decode,
+    attention_items,
+    attention_prefill,
+    attention_prefill_splits,
+)
 from kernels.triton_ops.fp8 import narrowed, widened
 from tests.kernels.device import INTERPRETED, needs_the_interpreter
 from tests.kernels.guards import Guards
@@ -27,7 +32,9 @@ from tests.kernels.paged_cases import (
 
 pytestmark = needs_the_interpreter
 if INTERPRETED:
-    let_ranges_take_tensors(attention_decode, attention_items, attention_prefill)
+    let_ranges_take_tensors(
+        attention_decode, attention_items, attention_prefill, attention_prefill_splits
+    )
 KEY_SCALE, VALUE_SCALE = 0.37, 2.3
 CODES = torch.arange(256, dtype=torch.uint8)
 

@@ -8,7 +8,7 @@ import torch
 import triton.language as tl
 
 from kernels import torch_ops
-from kernels.triton_ops import attention_items, attention_prefill
+from kernels.triton_ops import attention_items, attention_prefill, attention_prefill_splits
 from tests.kernels.device import INTERPRETED, needs_the_interpreter
 from tests.kernels.paged_cases import (
     SCALE,
@@ -20,7 +20,7 @@ from tests.kernels.paged_cases import (
 
 pytestmark = needs_the_interpreter
 if INTERPRETED:
-    let_ranges_take_tensors(attention_prefill, attention_items)
+    let_ranges_take_tensors(attention_prefill, attention_prefill_splits, attention_items)
 # (kv_heads, group, head_dim, block_size): each group, dimension and block size at least once
 SHAPES = [
     (2, 1, 64, 16),
@@ -122,6 +122,26 @@ def test_one_sequence_after_a_prefix(prefix: int, length: int) -> None:
 def test_the_end_of_a_long_sequence(limits: tuple[int | None, float | None]) -> None:
     check([(50, 2000)], (1, 4, 64, 32), limits)
     check([(1, 2001)], (1, 4, 64, 32), limits)
+
+
+@pytest.mark.parametrize("limits", [(None, None), (900, 1.0), (60, None)], ids=str)
+@pytest.mark.parametrize(
+    "runs",
+    # Splits of many kinds beside each other: none, one, all; of tiles of many rows and of few.
+    [[(50, 2000)], [(40, 300), (33, 1500), (1, 1), (70, 70)], [(2, 1400), (1, 300), (3, 40)]],
+    ids=["one", "many rows", "few rows"],
+)
+def test_keys_are_split_where_tiles_do_not_fill_the_gpu(
+    runs: list[tuple[int, int]],
+    limits: tuple[int | None, float | None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    combined = []
+    combine = attention_prefill.combine
+    monkeypatch.setattr(attention_prefill_splits, "processors", lambda _: 64)
+    monkeypatch.setattr(attention_prefill, "combine", lambda *told: combined.append(combine(*told)))
+    check(runs, (1, 4, 64, 32), limits)
+    assert combined
 
 
 def test_sequences_without_new_tokens() -> None:

@@ -13,7 +13,12 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from kernels.triton_ops import attention_decode, attention_items, attention_prefill
+from kernels.triton_ops import (
+    attention_decode,
+    attention_items,
+    attention_prefill,
+    attention_prefill_splits,
+)
 from replica.core.plan import SamplingParams
 from replica.load_runner import load_runner
 from replica.runner import ModelRunner
@@ -32,7 +37,9 @@ LAYERS = 2  # the second reads what the first wrote
 def interpreter() -> None:
     torch.set_num_threads(1)
     if INTERPRETED:
-        let_ranges_take_tensors(attention_decode, attention_items, attention_prefill)
+        let_ranges_take_tensors(
+            attention_decode, attention_items, attention_prefill, attention_prefill_splits
+        )
 
 
 def prompt(length: int) -> list[int]:
