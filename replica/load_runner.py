@@ -8,7 +8,7 @@ import torch
 
 from kernels.compiles import count_compiled_kernels
 from kernels.operations import operations
-from replica.core.scheduler import STEPS_IN_FLIGHT_MAX
+from replica.core.plan import STEPS_IN_FLIGHT_MAX
 from replica.device.graphs import CudaRecorder
 from replica.device.memory import CudaMemory
 from replica.models.dtype import resolve_dtype, resolve_kv_cache_dtype

@@ -16,8 +16,7 @@ import torch
 
 from kernels.compiles import compiled_kernels
 from kernels.operations import Operations
-from replica.core.plan import FinishedStep, Step, StepPlan, StepResult
-from replica.core.scheduler import STEPS_IN_FLIGHT_MAX
+from replica.core.plan import STEPS_IN_FLIGHT_MAX, FinishedStep, Step, StepPlan, StepResult
 from replica.device.batch import (
     Arrangement,
     arrange,

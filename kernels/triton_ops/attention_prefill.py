@@ -255,19 +255,19 @@ def _prefill_kernel(
     if HAS_WINDOW:
         seen_begin = tl.maximum(first - window + 1, 0) // TILE * TILE
         state = _walk(
-            seen_begin, tl.where(split == 0, full_begin, seen_begin), state, rotated, positions, kv_cache, values_start, table,
-            kv_head, scale, window, soft_cap,
+            seen_begin, tl.where(split == 0, full_begin, seen_begin), state,
+            rotated, positions, kv_cache, values_start, table, kv_head, scale, window, soft_cap,
             True, KV_HEADS, HEAD_DIM, DIMS, BLOCK_SIZE, TILE, HAS_WINDOW, HAS_CAP,
         )  # fmt: skip
     split_begin = full_begin + split * chunk
     state = _walk(
-        split_begin, tl.minimum(split_begin + chunk, full_end), state, rotated, positions, kv_cache, values_start, table,
-        kv_head, scale, window, soft_cap,
+        split_begin, tl.minimum(split_begin + chunk, full_end), state,
+        rotated, positions, kv_cache, values_start, table, kv_head, scale, window, soft_cap,
         False, KV_HEADS, HEAD_DIM, DIMS, BLOCK_SIZE, TILE, HAS_WINDOW, HAS_CAP,
     )  # fmt: skip
     state = _walk(
-        full_end, tl.where(split == splits - 1, last + 1, full_end), state, rotated, positions, kv_cache, values_start, table,
-        kv_head, scale, window, soft_cap,
+        full_end, tl.where(split == splits - 1, last + 1, full_end), state,
+        rotated, positions, kv_cache, values_start, table, kv_head, scale, window, soft_cap,
         True, KV_HEADS, HEAD_DIM, DIMS, BLOCK_SIZE, TILE, HAS_WINDOW, HAS_CAP,
     )  # fmt: skip
     highest, total, attended = state

@@ -41,6 +41,10 @@ class Bench:
     ceilings: Mapping[str, float]
 
 
+class Unmeasurable(Exception):
+    """Not on this machine; the message says why."""
+
+
 class Measurement(Protocol):
     """One case of a section: makes one row of the table."""
 
@@ -48,7 +52,11 @@ class Measurement(Protocol):
     def name(self) -> str:
         """No other of its section has it."""
 
-    def run(self, bench: Bench, section: str) -> Row: ...
+    def run(self, bench: Bench, section: str) -> Row:
+        """
+        Raises:
+            Unmeasurable: then the row says that it was skipped, and why.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import triton
 from kernels import triton_ops
 from loadtests.gpu_bench import results as found
 from loadtests.gpu_bench import timing
-from loadtests.gpu_bench.measure import Bench
+from loadtests.gpu_bench.measure import Bench, Unmeasurable
 from loadtests.gpu_bench.results import Results, Row, Verdict, one_line
 from loadtests.gpu_bench.sections import Section, sections
 from loadtests.gpu_bench.sizes import FULL
@@ -53,6 +53,8 @@ def measure_all(
             results.begin(section.name, one.name)
             try:
                 row = one.run(bench, section.name)
+            except Unmeasurable as error:
+                row = _unmeasured(section, one.name, Verdict.SKIPPED, str(error))
             except Exception as error:  # noqa: BLE001 (a case that fails must not cost the others)
                 row = _unmeasured(section, one.name, Verdict.FAILED, one_line(error))
             results.end(row)

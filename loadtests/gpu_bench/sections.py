@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from loadtests.gpu_bench import attention, elementwise, products, sampling
+from loadtests.gpu_bench import attention, elementwise, end_to_end, products, sampling
 from loadtests.gpu_bench.case import Case
 from loadtests.gpu_bench.measure import Check, Measurement, Timing
 from loadtests.gpu_bench.sizes import FULL, Experts, Sizes
@@ -32,6 +32,7 @@ def sections(sizes: Sizes) -> list[Section]:
         Section("sampler", [*map(Timing, sampling.cases(sizes))]),
         Section("mixture of experts", [*map(Timing, products.moe_cases(sizes))]),
         Section("quantised weights", [*map(Timing, products.quantised_cases(sizes))]),
+        Section("whole models", [*end_to_end.measurements(sizes.whole_models)]),
     ]
 
 

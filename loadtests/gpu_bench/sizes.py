@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from loadtests.gpu_bench.models import LLAMA_1B, LLAMA_8B, QWEN_30B, TINY_DENSE, NamedModel
+
 
 @dataclass(frozen=True, slots=True)
 class Experts:
@@ -12,6 +14,35 @@ class Experts:
     top_k: int
     hidden: int
     intermediate: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeModels:
+    """What is measured of each model.
+
+    Attributes:
+        batches: Of steps of decodes, all of `context` tokens.
+        steps: So many are timed.
+        concurrent, requests, prompt, answer: Of the throughput: so many sequences at a time, so
+            many in all, so many tokens each.
+        prefix, question: Tokens that are cached before, and not, when the first token is awaited.
+        rival_batch: transformers gets so many prompts at once, beside one at a time.
+        cpu_blocks: Of the KV cache where no GPU's memory says how many.
+    """
+
+    models: tuple[NamedModel, ...]
+    batches: tuple[int, ...]
+    context: int
+    steps: int
+    concurrent: int
+    requests: int
+    prompt: int
+    answer: int
+    prefix: int
+    question: int
+    batched_tokens: int
+    rival_batch: int
+    cpu_blocks: int = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +59,7 @@ class Sizes:
         experts, expert_tokens: Of the mixtures, each with each.
         matmul_rows: Of products with quantised weights.
         group: Inputs that share a scale in 4 bits.
+        whole_models: End to end.
     """
 
     heads: int
@@ -46,7 +78,37 @@ class Sizes:
     expert_tokens: tuple[int, ...]
     matmul_rows: tuple[int, ...]
     group: int
+    whole_models: WholeModels
 
+
+_FULL_MODELS = WholeModels(
+    models=(LLAMA_1B, LLAMA_8B, QWEN_30B),
+    batches=(1, 64, 256),
+    context=1024,
+    steps=64,
+    concurrent=256,
+    requests=512,
+    prompt=512,
+    answer=128,
+    prefix=4096,
+    question=64,
+    batched_tokens=8192,
+    rival_batch=64,
+)
+_TINY_MODELS = WholeModels(
+    models=(TINY_DENSE,),
+    batches=(1, 3),
+    context=10,
+    steps=4,
+    concurrent=3,
+    requests=5,
+    prompt=9,
+    answer=4,
+    prefix=32,
+    question=5,
+    batched_tokens=64,
+    rival_batch=2,
+)
 
 # Llama 3.1 8B. Ragged: a few long conversations among many short ones.
 FULL = Sizes(
@@ -69,6 +131,7 @@ FULL = Sizes(
     expert_tokens=(1, 64, 4096),
     matmul_rows=(1, 16, 64),
     group=128,
+    whole_models=_FULL_MODELS,
 )
 TINY = Sizes(
     heads=4,
@@ -87,4 +150,5 @@ TINY = Sizes(
     expert_tokens=(1, 9),
     matmul_rows=(1, 5),
     group=32,
+    whole_models=_TINY_MODELS,
 )

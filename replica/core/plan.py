@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+STEPS_IN_FLIGHT_MAX = 2
+"""Plans whose results are not known yet: an unknown token is always one of the plan before."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:

@@ -33,11 +33,8 @@ from dataclasses import dataclass, field
 from protocol.kv_events import BlockStored, KvEvent
 from replica.core.block_pool import BlockPool
 from replica.core.limits import Counters, NeverFits, QueueFull, SchedulerLimits
-from replica.core.plan import SequenceSlice, StepPlan, StepResult
+from replica.core.plan import STEPS_IN_FLIGHT_MAX, SequenceSlice, StepPlan, StepResult
 from replica.core.sequence import Finish, Sequence, SequenceOutput, SequenceRequest, State
-
-STEPS_IN_FLIGHT_MAX = 2
-"""Plans that may wait for their `apply`: an unknown token is always one of the plan before."""
 
 
 @dataclass(slots=True)
