@@ -17,7 +17,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,19 +139,24 @@ def all_cases() -> list[Case]:
     return [case for module in modules if hasattr(module, "cases") for case in module.cases()]
 
 
-def table(cases: Iterable[Case]) -> str:
-    """Compiles the cases for all their targets; what they take, as a Markdown document."""
+def table() -> str:
+    """Compiles all cases for all their targets; what they take, as a Markdown document."""
+    wanted = [(case.name, target) for case in all_cases() for target in case.targets]
+    with ProcessPoolExecutor() as pool:
+        usages = dict(
+            zip(wanted, pool.map(_compile_named, *zip(*wanted, strict=True)), strict=True)
+        )
     lines = [
         _INTRODUCTION,
         f"Triton {triton.__version__}.\n",
         "| " + " | ".join(["kernel", "warps", *TARGETS]) + " |",
         "|---|---|" + "---|" * len(TARGETS),
     ]
-    for case in cases:
+    for case in all_cases():
         cells = [f"`{case.name}`", str(case.num_warps)]
-        for name, target in TARGETS.items():
-            if name in case.targets:
-                usage = compile_case(case, target)
+        for target in TARGETS:
+            usage = usages.get((case.name, target))
+            if usage is not None:
                 cells.append(f"{usage.registers} / {usage.spilled_bytes} / {usage.shared_bytes}")
             else:
                 cells.append("")
@@ -158,11 +164,17 @@ def table(cases: Iterable[Case]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _compile_named(case: str, target: str) -> Usage:
+    """In a process of its own: kernels cannot be sent to one, names can."""
+    (found,) = (one for one in all_cases() if one.name == case)
+    return compile_case(found, TARGETS[target])
+
+
 def main() -> None:
     """Writes the table to the file that the command line names."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m kernels.ahead FILE")
-    Path(sys.argv[1]).write_text(table(all_cases()))
+    Path(sys.argv[1]).write_text(table())
 
 
 if __name__ == "__main__":
