@@ -44,7 +44,7 @@ def _decode(
     programs on a multiprocessor: of head_dim 128, 122 registers on sm_80 in place of 158; of 64,
     where a whole tile spills, 96. Which others of float8 spill has not been tried.
     """
-    dims = triton.next_power_of_2(head_dim)
+    dims = max(ROWS_MIN, triton.next_power_of_2(head_dim))
     tile_bytes = 8192 if kind == "gfx942" or cache_bytes < element_bytes else 16384
     return {
         "ROWS": max(ROWS_MIN, triton.next_power_of_2(group)),
@@ -112,7 +112,7 @@ def _prefill(
     A tile of float8 is held as bytes and as wide numbers: half a tile of few rows is 128 registers
     on sm_90 in place of 192, and of head_dim 256 a whole one spills on sm_80.
     """
-    dims = triton.next_power_of_2(head_dim)
+    dims = max(ROWS_MIN, triton.next_power_of_2(head_dim))
     row_bytes = dims * element_bytes
     rows, tile = 128, 64
     if few:
