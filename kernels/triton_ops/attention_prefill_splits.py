@@ -100,7 +100,7 @@ def combine(
         launch: Its ROWS, DIMS and TILE.
     """
     tiles = len(splits.log_sums) // (splits.count * kv_heads * launch["ROWS"])
-    _combine_kernel[(kv_heads, tiles)](
+    _combine_splits_kernel[(kv_heads, tiles)](
         out,
         splits.partials,
         splits.log_sums,
@@ -125,7 +125,7 @@ def combine(
     do_not_specialize=["sequences", "splits_max", "window"],
     do_not_specialize_on_alignment=["offsets", "lengths"],
 )
-def _combine_kernel(
+def _combine_splits_kernel(
     out,
     partials,
     log_sums,
@@ -192,7 +192,7 @@ def _case(rows: int, head_dim: int, tile: int) -> Case:
     numbers = dict.fromkeys(("sequences", "splits_max", "window"), "i32")
     return Case(
         name=f"prefill combine bf16 {head_dim} rows {rows}",
-        kernel=_combine_kernel,
+        kernel=_combine_splits_kernel,
         types={**floats, **tables, **numbers},
         constants={
             "KV_HEADS": 8,

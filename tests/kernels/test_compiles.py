@@ -133,12 +133,13 @@ class Model:
 
 
 def warm(model: Model) -> None:
-    """Steps of twice and twice as many tokens, of one sequence and of many."""
+    """Steps of twice and twice as many tokens, of one sequence and of many, with tables that have
+    room for a long one, as a replica's have."""
     model.run(Step(new_tokens=(1,), prefix_tokens=CONTEXT_TOKENS_MAX - 1))
     count = 2
     while count <= STEP_TOKENS_MAX:
-        model.run(Step(new_tokens=(count,), prefix_tokens=0))
-        model.run(Step(new_tokens=(2,) * (count // 2), prefix_tokens=0))
+        model.run(Step(new_tokens=(count,), prefix_tokens=0), spare_blocks=83)
+        model.run(Step(new_tokens=(2,) * (count // 2), prefix_tokens=0), spare_blocks=83)
         count *= 2
 
 
