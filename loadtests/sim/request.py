@@ -1,0 +1,26 @@
+"""What is simulated: requests with the tokens of their prompts, in the order they arrive."""
+
+from array import array
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimRequest:
+    """One request.
+
+    Attributes:
+        number: Its place in the trace.
+        arrival_s: When it comes, in seconds from the trace's beginning.
+        prompt: Token ids, each below 2³²; at least one.
+        output_tokens: How long its answer is: at least one token.
+        conversation: Which conversation or session it belongs to, where that is known: what a
+            client could send as a session id.
+        tenant: Whose it is.
+    """
+
+    number: int
+    arrival_s: float
+    prompt: "array[int]"
+    output_tokens: int
+    conversation: int | None = None
+    tenant: str = ""
