@@ -3,6 +3,7 @@
 from router.core.answer_scan import AnswerUsage
 from router.core.cost import CostModel
 from router.core.fleet import Lease
+from router.core.speed_learning import learn_speed
 from router.metrics import RouterMetrics
 
 
@@ -36,22 +37,20 @@ class AnswerLearning:
         replica = lease.replica.id
         labels = (self._model, replica)
         self._metrics.prompt_tokens[labels].inc(usage.prompt_tokens)
-        self._cost.observe_prompt(prompt_bytes, usage.prompt_tokens)
         if usage.completion_tokens is not None:
             self._metrics.completion_tokens[labels].inc(usage.completion_tokens)
-            self._cost.observe_output(usage.completion_tokens)
-        uncached = lease.uncached_tokens
         if cached_tokens is not None:
             self._compare(labels, matched_tokens, cached_tokens)
-            uncached = max(0, usage.prompt_tokens - cached_tokens)
-        if first_token_s is None:
-            return
-        ahead = lease.tokens_ahead - lease.uncached_tokens
-        self._cost.observe_prefill(replica, ahead + uncached, first_token_s)
-        steps = (usage.completion_tokens or 0) - 1
-        if steps > 0 and lease.first_byte_at is not None:
-            running = lease.replica.running + 1
-            self._cost.observe_decode(replica, running, (now - lease.first_byte_at) / steps)
+        learn_speed(
+            self._cost,
+            lease,
+            prompt_bytes=prompt_bytes,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=cached_tokens,
+            first_token_s=first_token_s,
+            now=now,
+        )
 
     def recomputed(self, tokens: int) -> None:
         """An answer computed tokens that another replica held."""

@@ -1,0 +1,39 @@
+"""What a good answer teaches of its replica's speed, and of the lengths of prompts and answers."""
+
+from router.core.cost import CostModel
+from router.core.fleet import Lease
+
+
+def learn_speed(
+    cost: CostModel,
+    lease: Lease,
+    *,
+    prompt_bytes: int,
+    prompt_tokens: int,
+    completion_tokens: int | None,
+    cached_tokens: int | None,
+    first_token_s: float | None,
+    now: float,
+) -> None:
+    """
+    Args:
+        prompt_tokens, completion_tokens: By the answer's usage; None: it did not say.
+        cached_tokens: Of the prompt, as far as the replica's reports can be relied on.
+        first_token_s: From the lease to the first token, where that is known.
+        now: When the answer ended.
+    """
+    replica = lease.replica.id
+    cost.observe_prompt(prompt_bytes, prompt_tokens)
+    if completion_tokens is not None:
+        cost.observe_output(completion_tokens)
+    if first_token_s is None:
+        return
+    uncached = lease.uncached_tokens
+    if cached_tokens is not None:
+        uncached = max(0, prompt_tokens - cached_tokens)
+    ahead = lease.tokens_ahead - lease.uncached_tokens
+    cost.observe_prefill(replica, ahead + uncached, first_token_s)
+    steps = (completion_tokens or 0) - 1
+    if steps > 0 and lease.first_byte_at is not None:
+        running = lease.replica.running + 1
+        cost.observe_decode(replica, running, (now - lease.first_byte_at) / steps)
