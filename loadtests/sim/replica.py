@@ -85,6 +85,7 @@ class SimReplica:
         )
         self._plan: StepPlan | None = None
         self._coast: _Coast | None = None
+        self._somebody_new = False  # since the last plan was made
         # What is to be called at the end of what runs counts only while this is its number.
         self._run = 0
 
@@ -103,6 +104,7 @@ class SimReplica:
             self.outcomes(Ended(request, 0, failed=True), now)
             return
         self._requests[request.number] = request
+        self._somebody_new = True
         if self._coast is not None:
             self._cut(self._coast, now)
         elif self._plan is None:
@@ -128,6 +130,7 @@ class SimReplica:
 
     def _next(self, now: float) -> None:
         """Begins what comes next, if anything does."""
+        self._somebody_new = False
         plan = self._scheduler.schedule(now)
         self._plan = plan
         if plan is None:
@@ -153,7 +156,7 @@ class SimReplica:
             if output.finish is not None:
                 del self._requests[output.sequence_id]
                 self.outcomes(Ended(request, output.cached_tokens), now)
-        steps = coast_steps_max(self._scheduler, plan)
+        steps = 0 if self._somebody_new else coast_steps_max(self._scheduler, plan)
         if steps:
             self._begin_coast(steps, now)
         else:

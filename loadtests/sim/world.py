@@ -45,8 +45,6 @@ class Served:
     """What became of one request.
 
     Attributes:
-        ideal_s: Time to first token alone on a replica of the fleet's usual speed that has the
-            whole prompt cached but for its last block: what no router can better by much.
         first_token_s, ended_s: Seconds after its arrival; None: it never came.
     """
 

@@ -1,0 +1,125 @@
+"""What a run came to: one row a policy, and the table of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean
+
+from loadtests.sim.timing import Preset
+from loadtests.sim.world import Run, Served
+
+_GOOD_S = 2.0
+_GOOD_TIMES_IDEAL = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One policy on one trace and one fleet.
+
+    Attributes:
+        requests, failed: How many there were, and of them those that were not answered.
+        ttft_mean_s, ttft_p50_s, ttft_p99_s: Time to first token, of those that came.
+        hit_tokens: Prompt tokens that were cached; hit_share: of all.
+        recomputed_tokens: Prompt tokens computed beyond those not cached: after preemptions.
+        goodput: Share of requests with their first token within 2 s; failed ones are not.
+        goodput_ideal: Within ten times what the prompt takes alone, cold, on an idle replica.
+        imbalance: The busiest replica's work over the mean.
+        duration_s: Virtual time.
+    """
+
+    policy: str
+    requests: int
+    failed: int
+    ttft_mean_s: float
+    ttft_p50_s: float
+    ttft_p99_s: float
+    hit_tokens: int
+    hit_share: float
+    recomputed_tokens: int
+    goodput: float
+    goodput_ideal: float
+    imbalance: float
+    duration_s: float
+
+
+def row_of(policy: str, run: Run, usual: Preset) -> Row:
+    """
+    Args:
+        usual: What most replicas are.
+    """
+    waits = sorted(one.first_token_s for one in run.served if one.first_token_s is not None)
+    prompts = sum(one.prompt_tokens for one in run.served)
+    hits = sum(one.cached_tokens for one in run.served)
+    answered = [one for one in run.served if not one.failed]
+    needed = sum(one.prompt_tokens - one.cached_tokens for one in answered)
+    busy = mean(run.busy_s) if run.busy_s else 0.0
+    return Row(
+        policy=policy,
+        requests=len(run.served),
+        failed=len(run.served) - len(answered),
+        ttft_mean_s=mean(waits) if waits else 0.0,
+        ttft_p50_s=quantile(waits, 0.5),
+        ttft_p99_s=quantile(waits, 0.99),
+        hit_tokens=hits,
+        hit_share=hits / prompts if prompts else 0.0,
+        recomputed_tokens=max(0, sum(run.computed_tokens) - needed),
+        goodput=_share(run.served, lambda one: _GOOD_S),
+        goodput_ideal=_share(run.served, lambda one: _GOOD_TIMES_IDEAL * cold_s(one, usual)),
+        imbalance=max(run.busy_s) / busy if busy else 0.0,
+        duration_s=run.ended_s,
+    )
+
+
+def cold_s(served: Served, usual: Preset) -> float:
+    """Time to first token of its prompt alone on an idle replica that has nothing of it."""
+    timing, tokens = usual.timing, served.prompt_tokens
+    steps = -(-tokens // usual.max_batched_tokens)
+    return steps * timing.base_s + tokens * timing.token_s + tokens * tokens / 2 * timing.pair_s
+
+
+def quantile(ascending: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share are not above; 0 of none."""
+    if not ascending:
+        return 0.0
+    return ascending[min(len(ascending) - 1, int(len(ascending) * share))]
+
+
+def _share(served: Sequence[Served], limit_s: Callable[[Served], float]) -> float:
+    if not served:
+        return 0.0
+    good = sum(
+        one.first_token_s is not None and not one.failed and one.first_token_s <= limit_s(one)
+        for one in served
+    )
+    return good / len(served)
+
+
+def as_json(rows: Sequence[Row]) -> Mapping[str, object]:
+    return {"rows": [asdict(row) for row in rows]}
+
+
+_COLUMNS = (
+    ("policy", "policy", "{}"),
+    ("TTFT mean, s", "ttft_mean_s", "{:.3f}"),
+    ("p50", "ttft_p50_s", "{:.3f}"),
+    ("p99", "ttft_p99_s", "{:.3f}"),
+    ("hit", "hit_share", "{:.1%}"),
+    ("≤ 2 s", "goodput", "{:.1%}"),
+    ("≤ 10 × ideal", "goodput_ideal", "{:.1%}"),
+    ("imbalance", "imbalance", "{:.2f}"),
+    ("recomputed", "recomputed_tokens", "{:,}"),
+    ("failed", "failed", "{}"),
+)
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """In Markdown, aligned for a terminal as well."""
+    heads = [head for head, _, _ in _COLUMNS]
+    cells = [[form.format(getattr(row, name)) for _, name, form in _COLUMNS] for row in rows]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    lines = [heads, ["-" * width for width in widths], *cells]
+    return [
+        "| "
+        + " | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in lines
+    ]
