@@ -1,0 +1,38 @@
+"""Policies against each other: each serves the same requests over the same fleet."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+from loadtests.sim.ours import Ours
+from loadtests.sim.report import Row, row_of
+from loadtests.sim.request import SimRequest
+from loadtests.sim.world import MakeRouter, ReplicaSpec, simulate
+from router.core.policies import POLICIES
+
+Told = Callable[[str, float], None]
+"""Told which policy is at what virtual time."""
+
+
+def of_this_router() -> dict[str, MakeRouter]:
+    """Every policy that a router's configuration can name, by name."""
+    return {name: partial(Ours, policy=make()) for name, make in POLICIES.items()}
+
+
+def contest(
+    requests: Callable[[], Iterable[SimRequest]],
+    routers: Mapping[str, MakeRouter],
+    specs: Sequence[ReplicaSpec],
+    seed: int = 0,
+    told: Told | None = None,
+) -> list[Row]:
+    """A row for each router, in their order.
+
+    Args:
+        requests: Makes the same requests at every call.
+    """
+    usual = specs[len(specs) // 2].preset
+    rows = []
+    for name, make in routers.items():
+        progress = None if told is None else partial(told, name)
+        rows.append(row_of(name, simulate(requests(), make, specs, seed, progress), usual))
+    return rows
