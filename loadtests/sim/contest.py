@@ -8,6 +8,7 @@ from loadtests.sim.report import Row, row_of
 from loadtests.sim.request import SimRequest
 from loadtests.sim.world import MakeRouter, ReplicaSpec, simulate
 from router.core.policies import POLICIES
+from router.core.policy import Policy
 
 Told = Callable[[str, float], None]
 """Told which policy is at what virtual time."""
@@ -15,7 +16,11 @@ Told = Callable[[str, float], None]
 
 def of_this_router() -> dict[str, MakeRouter]:
     """Every policy that a router's configuration can name, by name."""
-    return {name: partial(Ours, policy=make()) for name, make in POLICIES.items()}
+
+    def of(make: Callable[[], Policy]) -> MakeRouter:
+        return lambda facts, rng: Ours(facts, rng, make())
+
+    return {name: of(make) for name, make in POLICIES.items()}
 
 
 def contest(

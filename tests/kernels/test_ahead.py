@@ -13,8 +13,9 @@ from kernels.ahead import TARGETS, Usage, all_cases
 ROOT = Path(__file__).parents[2]
 CASES = {case.name: case for case in all_cases()}
 
-# Two registers put aside: the assembler of Triton 3.8 does that now and then, with many to spare.
-SPILLED_BYTES_MAX = 8
+# Four registers put aside: the assemblers of Triton 3.8 and 3.9 do that now and then, with many to
+# spare. With the version that the committed table is of, none is.
+SPILLED_BYTES_MAX = 16
 
 # 131072 numbers in the registers of 16 warps: no target has that many.
 SPILLING = """

@@ -1,7 +1,7 @@
 """The launches that tuning may choose: each makes sense, and those that are looked at compile.
 
-All of them were compiled once, for all kinds of GPU, by `python -m tests.kernels.launch_cases`;
-here some are, to keep the tests short.
+`python -m tests.kernels.launch_cases` compiles all of them for a kind of GPU; here some are, to keep
+the tests short.
 """
 
 import pytest
@@ -11,7 +11,7 @@ from kernels.ahead import TARGETS
 from kernels.launches import Launch, Rule
 from kernels.triton_ops.launch_rules import PREFILL
 from tests.kernels.launch_cases import KINDS, classes
-from tests.kernels.test_ahead import compiling
+from tests.kernels.test_ahead import SPILLED_BYTES_MAX, compiling
 
 CLASSES = [
     pytest.param(rule, kind, shape, id=f"{rule.kernel}-{kind}-{shape}")
@@ -67,5 +67,5 @@ def test_some_of_them_compile_fit_and_do_not_spill() -> None:
         "decode", "prefill", "moe", "matmul_int8", "matmul_fp8", "matmul_int4",
     }  # fmt: skip
     for kernel, spilled_bytes, shared_bytes in lines:
-        assert int(spilled_bytes) == 0, kernel
+        assert int(spilled_bytes) <= SPILLED_BYTES_MAX, kernel
         assert int(shared_bytes) <= TARGETS["sm_90"].shared_bytes_max, kernel
