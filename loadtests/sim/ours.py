@@ -26,8 +26,8 @@ _SWEPT_PER_REQUEST = 32
 class Ours:
     """What `router.served_model.ServedModel` does, without sockets."""
 
-    poll_interval_s = None
-    hears_events = True
+    poll_interval_s: float | None = None
+    hears_events: bool = True
 
     def __init__(
         self, replicas: Sequence[ReplicaFacts], rng: Random, policy: Policy | None = None

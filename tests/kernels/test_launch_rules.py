@@ -1,7 +1,7 @@
 """The launches that tuning may choose: each makes sense, and those that are looked at compile.
 
-`python -m tests.kernels.launch_cases` compiles all of them for a kind of GPU; here some are, to keep
-the tests short.
+`python -m tests.kernels.launch_cases` compiles all of them for a kind of GPU. Here only some are:
+it takes long.
 """
 
 import pytest
