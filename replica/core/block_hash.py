@@ -12,14 +12,13 @@ its name compares the content too (`BlockPool.match`).
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 _ROOT = blake2b(b"warmroute block chain 1", digest_size=8).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class BlockKey:
+class BlockKey(NamedTuple):
     """What a full block holds.
 
     Attributes:
@@ -35,17 +34,40 @@ class BlockKey:
     extra_keys: tuple[str, ...] | None = None
 
 
+def block_keys(
+    parent_hash: int | None,
+    token_ids: Sequence[int],
+    block_size: int,
+    extra_keys: tuple[str, ...] | None,
+) -> list[BlockKey]:
+    """The keys of full blocks with `token_ids`, one below the other, the first below `parent_hash`.
+
+    Args:
+        token_ids: Each in [0, 2³²); a multiple of `block_size`.
+        extra_keys: Of the first block; must be None unless `parent_hash` is.
+    """
+    assert parent_hash is None or extra_keys is None, "extra keys belong to the first block"
+    assert len(token_ids) % block_size == 0, "only full blocks have keys"
+    token_bytes = array("I", token_ids).tobytes()
+    width, keys = 4 * block_size, []
+    for start in range(0, len(token_bytes), width):
+        key = _block_key(parent_hash, token_bytes[start : start + width], extra_keys)
+        keys.append(key)
+        parent_hash, extra_keys = key.hash, None
+    return keys
+
+
 def block_key(
     parent_hash: int | None, token_ids: Sequence[int], extra_keys: tuple[str, ...] | None
 ) -> BlockKey:
-    """The key of a full block with `token_ids` below `parent_hash`.
+    """The key of one full block: see `block_keys`."""
+    (key,) = block_keys(parent_hash, token_ids, len(token_ids), extra_keys)
+    return key
 
-    Args:
-        token_ids: Each in [0, 2³²).
-        extra_keys: Must be None unless `parent_hash` is.
-    """
-    assert parent_hash is None or extra_keys is None, "extra keys belong to the first block"
-    token_bytes = array("I", token_ids).tobytes()
+
+def _block_key(
+    parent_hash: int | None, token_bytes: bytes, extra_keys: tuple[str, ...] | None
+) -> BlockKey:
     digest = blake2b(
         _ROOT if parent_hash is None else parent_hash.to_bytes(8, "little"), digest_size=8
     )

@@ -254,8 +254,7 @@ class Scheduler:
         if not sequence.findable:
             return blocks
         full_blocks = (sequence.num_tokens - 1) // self.pool.block_size
-        for index in range(full_blocks):
-            key = sequence.key(index, self.pool.block_size)
+        for key in sequence.keys(full_blocks, self.pool.block_size)[:full_blocks]:
             block = self.pool.find(key)
             if block is None:
                 may_wait = sequence.pending_waits < full_blocks
@@ -300,8 +299,10 @@ class Scheduler:
         start, end = sequence.num_planned, sequence.num_planned + count
         if sequence.findable:
             known = min(end, sequence.num_tokens)  # an unknown token's block has no name yet
-            for index in range(start // self.pool.block_size, known // self.pool.block_size):
-                self._pending.add(sequence.key(index, self.pool.block_size).hash)
+            first, last = start // self.pool.block_size, known // self.pool.block_size
+            if first < last:
+                keys = sequence.keys(last, self.pool.block_size)
+                self._pending.update(key.hash for key in keys[first:last])
         sampling = sequence.request.sampling if count == sequence.num_unplanned else None
         sequence.num_planned = end
         sequence.num_unknown += sampling is not None

@@ -11,7 +11,7 @@ block_keys  │ k0 │ k1 │ …: full blocks only, made as needed, kept over a
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from replica.core.block_hash import BlockKey, block_key
+from replica.core.block_hash import BlockKey, block_keys
 from replica.core.plan import SamplingParams
 
 
@@ -108,20 +108,23 @@ class Sequence:
         return len(self.token_ids) + self.num_unknown - self.num_planned
 
     def key(self, index: int, block_size: int) -> BlockKey:
-        """The key of full block `index`; each block is hashed once in the sequence's life."""
-        while len(self.block_keys) <= index:
-            number = len(self.block_keys)
-            start, end = number * block_size, (number + 1) * block_size
-            assert end <= self.num_tokens, "only full blocks have keys"
+        """The key of full block `index`."""
+        return self.keys(index + 1, block_size)[index]
+
+    def keys(self, count: int, block_size: int) -> list[BlockKey]:
+        """The keys of at least the first `count` full blocks, not to be changed; each block is
+        hashed once in the sequence's life."""
+        known = len(self.block_keys)
+        if known < count:
+            assert count * block_size <= self.num_tokens, "only full blocks have keys"
             salt = self.request.cache_salt
-            self.block_keys.append(
-                block_key(
-                    self.block_keys[-1].hash if number else None,
-                    self.token_ids[start:end],
-                    (salt,) if salt is not None and number == 0 else None,
-                )
+            self.block_keys += block_keys(
+                self.block_keys[-1].hash if known else None,
+                self.token_ids[known * block_size : count * block_size],
+                block_size,
+                (salt,) if salt is not None and not known else None,
             )
-        return self.block_keys[index]
+        return self.block_keys
 
     def put_block(self, index: int, block: int) -> None:
         """`block`, of the same content, takes the place of the one in the table."""
