@@ -7,7 +7,7 @@ Coasting takes many steps of decodes at once; a request that comes meanwhile wai
 the step that runs then, as it would without.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from loadtests.sim.request import SimRequest
@@ -145,7 +145,10 @@ class SimReplica:
         self.at(when, lambda at: then(at) if run == self._run else None)
 
     def _step_ended(self, plan: StepPlan, now: float) -> None:
-        sampled = [None if one.sampling is None else next(self._tokens()) for one in plan.slices]
+        sampled = [
+            None if one.sampling is None else self._said_next(one.sequence_id)
+            for one in plan.slices
+        ]
         self.computed_tokens += sum(one.num_tokens for one in plan.slices if one.num_tokens > 1)
         outputs = self._scheduler.apply(StepResult(sampled=sampled), now)
         self._publish(now)
@@ -188,15 +191,19 @@ class SimReplica:
         self._publish(now)
         self._next(now)
 
+    def _said_next(self, sequence_id: int) -> int:
+        sequence = self._scheduler._sequences.get(sequence_id)
+        return 0 if sequence is None else self._answer(sequence, 1)[0]
+
     def _answer(self, sequence: engine.Sequence, count: int) -> list[int]:
+        """The next tokens it says."""
+        answer = self._requests[sequence.request.sequence_id].answer
+        if answer is not None:
+            said = sequence.num_generated
+            return answer[said : said + count].tolist()
         begin = self._next_answer_token
         self._next_answer_token += count
         return list(range(begin, begin + count))
-
-    def _tokens(self) -> Iterator[int]:
-        while True:
-            self._next_answer_token += 1
-            yield self._next_answer_token - 1
 
     def _publish(self, now: float) -> None:
         events = self._scheduler.take_events()

@@ -13,6 +13,7 @@ class SimRequest:
         arrival_s: When it comes, in seconds from the trace's beginning.
         prompt: Token ids, each below 2³²; at least one.
         output_tokens: How long its answer is: at least one token.
+        answer: Its tokens, `output_tokens` of them, where later prompts have them; None: others.
         conversation: Which conversation or session it belongs to, where that is known: what a
             client could send as a session id.
         tenant: Whose it is.
@@ -22,5 +23,6 @@ class SimRequest:
     arrival_s: float
     prompt: "array[int]"
     output_tokens: int
+    answer: "array[int] | None" = None
     conversation: int | None = None
     tenant: str = ""

@@ -57,7 +57,7 @@ class _Growing(Workload):
             full = total_tokens((instruction, *said, new, answer)) > self.context_tokens_max
             if said and full:
                 said = [space.new(length(rng, self.summary_tokens))]
-            yield Turn(wait_s, (instruction, *said, new), len(answer))
+            yield Turn(wait_s, (instruction, *said, new), len(answer), answer)
             said += (new, answer)
             wait_s = len(answer) * self.token_s + wait(rng, self.pause_s, self.pause_sigma)
 

@@ -34,11 +34,13 @@ class Turn(NamedTuple):
         wait_s: Since the turn before it arrived, or since the session began.
         contents: What its prompt is made of.
         output_tokens: Length of the answer.
+        answer: Its content, where later prompts have it; None: nobody sees it again.
     """
 
     wait_s: float
     contents: tuple[range, ...]
     output_tokens: int
+    answer: range | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +160,7 @@ def _requests(
             arrival_s=arrival_s,
             prompt=joined(turn.contents),
             output_tokens=turn.output_tokens,
+            answer=None if turn.answer is None else joined((turn.answer,)),
             conversation=conversation if session.has_id else None,
             tenant=session.tenant,
         )

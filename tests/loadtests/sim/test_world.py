@@ -158,3 +158,20 @@ def _plan(random: Random) -> StepPlan:
         for n in range(random.randrange(3))
     ]
     return StepPlan(slices=decodes + prefills)
+
+
+def test_an_answer_that_a_later_prompt_has_is_found_in_the_cache() -> None:
+    question, answer = array("I", range(64)), array("I", range(1000, 1064))
+    first = SimRequest(
+        number=0, arrival_s=0.0, prompt=question, output_tokens=len(answer), answer=answer
+    )
+    later = SimRequest(
+        number=1,
+        arrival_s=60.0,
+        prompt=question + answer + array("I", [7]),
+        output_tokens=1,
+    )
+    world = World([ReplicaSpec(preset=SMALL, block_size=16)], policy("round_robin"), 0)
+    served = world.run([first, later]).served
+    # The last token of an answer is never computed: its block is not full.
+    assert [one.cached_tokens for one in served] == [0, 64 + 48]
