@@ -18,7 +18,7 @@ from replica.core import sequence as engine
 from replica.core.block_pool import BlockPool
 from replica.core.coast import coast, coast_steps_max
 from replica.core.limits import NeverFits, SchedulerLimits
-from replica.core.plan import SamplingParams, StepPlan, StepResult
+from replica.core.plan import SamplingParams, SequenceSlice, StepPlan, StepResult
 from replica.core.scheduler import Scheduler
 
 _GREEDY = SamplingParams(temperature=0.0)
@@ -145,10 +145,7 @@ class SimReplica:
         self.at(when, lambda at: then(at) if run == self._run else None)
 
     def _step_ended(self, plan: StepPlan, now: float) -> None:
-        sampled = [
-            None if one.sampling is None else self._said_next(one.sequence_id)
-            for one in plan.slices
-        ]
+        sampled = [None if one.sampling is None else self._next_token(one) for one in plan.slices]
         self.computed_tokens += sum(one.num_tokens for one in plan.slices if one.num_tokens > 1)
         outputs = self._scheduler.apply(StepResult(sampled=sampled), now)
         self._publish(now)
@@ -191,16 +188,19 @@ class SimReplica:
         self._publish(now)
         self._next(now)
 
-    def _said_next(self, sequence_id: int) -> int:
-        sequence = self._scheduler._sequences.get(sequence_id)
-        return 0 if sequence is None else self._answer(sequence, 1)[0]
+    def _next_token(self, part: SequenceSlice) -> int:
+        request = self._requests[part.sequence_id]
+        said = part.start + part.num_tokens - len(request.prompt)
+        return self._tokens(request, said, 1)[0]
 
     def _answer(self, sequence: engine.Sequence, count: int) -> list[int]:
-        """The next tokens it says."""
-        answer = self._requests[sequence.request.sequence_id].answer
-        if answer is not None:
-            said = sequence.num_generated
-            return answer[said : said + count].tolist()
+        request = self._requests[sequence.request.sequence_id]
+        return self._tokens(request, sequence.num_generated, count)
+
+    def _tokens(self, request: SimRequest, said: int, count: int) -> list[int]:
+        """Tokens [said, said + count) of its answer."""
+        if request.answer is not None:
+            return request.answer[said : said + count].tolist()
         begin = self._next_answer_token
         self._next_answer_token += count
         return list(range(begin, begin + count))
