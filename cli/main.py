@@ -56,6 +56,14 @@ def make_parser() -> argparse.ArgumentParser:
     add_arguments(chat)
     chat.set_defaults(run=_chat)
 
+    simulate = commands.add_parser(
+        "simulate", help="routing policies against each other, in virtual time"
+    )
+    from cli import simulate as simulation
+
+    simulation.add_arguments(simulate)
+    simulate.set_defaults(run=simulation.run)
+
     check = commands.add_parser("check", help="validate configuration files")
     check.add_argument("-c", "--config", type=Path, nargs="+", required=True, metavar="FILE")
     check.set_defaults(run=_check)

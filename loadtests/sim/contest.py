@@ -23,6 +23,11 @@ def of_this_router() -> dict[str, MakeRouter]:
     return {name: of(make) for name, make in POLICIES.items()}
 
 
+def all_routers() -> dict[str, MakeRouter]:
+    """This router's policies, then its peers', by name."""
+    return of_this_router()
+
+
 def contest(
     requests: Callable[[], Iterable[SimRequest]],
     routers: Mapping[str, MakeRouter],

@@ -1,0 +1,137 @@
+"""`warmroute simulate`: policies against each other in virtual time, on a trace or a workload."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loadtests.sim.contest import Told
+    from loadtests.sim.request import SimRequest
+    from loadtests.sim.world import MakeRouter
+
+_ALL = "all"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "trace",
+        metavar="TRACE",
+        help="a file in Mooncake's JSONL, or a workload's name: chat, agents, documents, …",
+    )
+    parser.add_argument(
+        "--policy", default=_ALL, metavar="NAMES", help="with commas between (default: all)"
+    )
+    parser.add_argument("--replicas", type=int, default=8, metavar="N", help="default: 8")
+    parser.add_argument(
+        "--preset", default="h100-8b", help="what a replica is (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cache-blocks", type=int, metavar="B", help="of each replica (default: its memory's)"
+    )
+    parser.add_argument("--block-size", type=int, default=64, metavar="TOKENS", help="default: 64")
+    parser.add_argument(
+        "--speedup", type=float, default=1.0, metavar="X", help="arrivals so many times as fast"
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=4.0,
+        metavar="R",
+        help="of a workload: requests/s (default 4)",
+    )
+    parser.add_argument("--requests", type=int, metavar="N", help="so many (workload: 2000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter of the workload",
+    )
+    parser.add_argument("--json", action="store_true", help="rows in place of a table")
+
+
+def run(options: argparse.Namespace) -> int:
+    """0; 2 when the arguments make no sense."""
+    from loadtests.sim.contest import contest
+    from loadtests.sim.report import as_json, table
+    from loadtests.sim.timing import PRESETS
+    from loadtests.sim.world import ReplicaSpec
+
+    try:
+        routers = _routers(options.policy)
+        requests = _requests(options)
+        preset = PRESETS.get(options.preset)
+        if preset is None:
+            raise ValueError(f"--preset {options.preset}: there are {', '.join(PRESETS)}")
+        for name in ("replicas", "block_size", "cache_blocks"):
+            value = getattr(options, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+        spec = ReplicaSpec(
+            preset=preset, block_size=options.block_size, cache_blocks=options.cache_blocks
+        )
+        requests()  # what is wrong with it is told before anything runs
+    except (OSError, ValueError) as error:
+        print(f"warmroute: {error}", file=sys.stderr)
+        return 2
+    told = _progress(len(routers)) if sys.stderr.isatty() else None
+    rows = contest(requests, routers, [spec] * options.replicas, options.seed, told)
+    if told is not None:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    if options.json:
+        print(json.dumps(as_json(rows)))
+    else:
+        print(*table(rows), sep="\n")
+    return 0
+
+
+def _routers(names: str) -> dict[str, "MakeRouter"]:
+    from loadtests.sim.contest import all_routers
+
+    known = all_routers()
+    if names == _ALL:
+        return known
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"--policy {name}: there are all, {', '.join(known)}")
+    return {name: known[name] for name in chosen}
+
+
+def _requests(options: argparse.Namespace) -> Callable[[], Iterable["SimRequest"]]:
+    from loadtests.sim import mooncake
+    from loadtests.sim.workloads.registry import WORKLOADS, build
+    from loadtests.sim.workloads.workload import generate
+
+    if options.trace in WORKLOADS:
+        values = dict(one.partition("=")[::2] for one in options.set)
+        workload = build(options.trace, values)
+        return lambda: generate(
+            workload,
+            seed=options.seed,
+            requests_per_s=options.rate * options.speedup,
+            count=options.requests or 2000,
+        )
+    path = Path(options.trace)
+    if not path.exists():
+        names = ", ".join(WORKLOADS)
+        raise ValueError(f"{options.trace}: no such file, nor a workload ({names})")
+    return lambda: mooncake.read(path, limit=options.requests, speedup=options.speedup)
+
+
+def _progress(policies: int) -> "Told":
+    """A line that is written over: which policy, and where its virtual clock stands."""
+    seen: list[str] = []
+
+    def tell(policy: str, now: float) -> None:
+        if policy not in seen:
+            seen.append(policy)
+        minutes, seconds = divmod(int(now), 60)
+        line = f"{len(seen)} of {policies}: {policy}, {minutes}:{seconds:02} of virtual time"
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+    return tell

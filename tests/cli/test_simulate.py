@@ -1,0 +1,69 @@
+"""`warmroute simulate`: a table or rows, the same each time; what makes no sense is told."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli.main import main
+
+LINES = [
+    {"timestamp": 100 * n, "input_length": 1500, "output_length": 20, "hash_ids": [0, n % 5, 9 + n]}
+    for n in range(40)
+]
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> str:
+    path = tmp_path / "trace.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    return str(path)
+
+
+def test_rows_of_a_trace_are_the_same_each_time(
+    trace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["simulate", trace, "--replicas", "2", "--speedup", "2", "--cache-blocks", "500"]
+    seen = []
+    for _ in range(2):
+        assert main([*command, "--policy", "prefix_aware,random", "--seed", "3", "--json"]) == 0
+        seen.append(json.loads(capsys.readouterr().out))
+    assert seen[0] == seen[1]
+    first, second = seen[0]["rows"]
+    assert (first["policy"], second["policy"]) == ("prefix_aware", "random")
+    wanted = {"policy", "ttft_mean_s", "ttft_p50_s", "ttft_p99_s", "hit_tokens", "goodput"}
+    assert wanted <= first.keys()
+    assert first["hit_tokens"] >= second["hit_tokens"] > 0
+    assert first["requests"] == 40
+
+
+def test_a_workload_is_a_table_of_all_policies(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", "chat", "--requests", "30", "--set", "turns=2"]) == 0
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert "TTFT mean, s" in head
+    assert {row.split("|")[1].strip() for row in rows} >= {"prefix_aware", "round_robin", "random"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nowhere.jsonl"], "nowhere.jsonl: no such file, nor a workload"),
+        (["chat", "--policy", "best"], "--policy best: there are all, prefix_aware"),
+        (["chat", "--preset", "tpu"], "--preset tpu: there are h100-8b"),
+        (["chat", "--replicas", "0"], "--replicas: expected at least 1, got 0"),
+        (["chat", "--set", "colour=red"], "chat: no parameter 'colour'"),
+    ],
+    ids=["trace", "policy", "preset", "replicas", "parameter"],
+)
+def test_what_makes_no_sense_is_told_in_a_line(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", *arguments]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_damaged_trace_names_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps(LINES[0]) + "\n{}\n")
+    assert main(["simulate", str(path)]) == 2
+    assert "bad.jsonl:2: " in capsys.readouterr().err
