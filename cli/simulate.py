@@ -55,19 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """0; 1 when something is not installed; 2 when the arguments make no sense."""
-    try:
-        from loadtests.sim.contest import contest
-        from loadtests.sim.report import as_json, table
-        from loadtests.sim.timing import PRESETS
-        from loadtests.sim.world import ReplicaSpec
-    except ModuleNotFoundError as error:
-        print(
-            f"warmroute: {error.name} is not installed; simulating needs: "
-            "pip install 'warmroute[replica]'",
-            file=sys.stderr,
-        )
-        return 1
+    """0; 2 when the arguments make no sense."""
+    from loadtests.sim.contest import contest
+    from loadtests.sim.report import as_json, table
+    from loadtests.sim.timing import PRESETS
+    from loadtests.sim.world import ReplicaSpec
 
     try:
         routers = _routers(options.policy)

@@ -1,7 +1,6 @@
 """`warmroute simulate`: a table or rows, the same each time; what makes no sense is told."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -68,11 +67,3 @@ def test_a_damaged_trace_names_its_line(tmp_path: Path, capsys: pytest.CaptureFi
     path.write_text(json.dumps(LINES[0]) + "\n{}\n")
     assert main(["simulate", str(path)]) == 2
     assert "bad.jsonl:2: " in capsys.readouterr().err
-
-
-def test_without_what_it_needs_it_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "loadtests.sim.contest", None)
-    assert main(["simulate", "chat"]) == 1
-    assert "pip install 'warmroute[replica]'" in capsys.readouterr().err
