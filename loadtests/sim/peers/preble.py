@@ -10,8 +10,10 @@
         + requests in flight through it there · median answer length · median time per token
 
 A prompt's important node is the lowest on its path with more tokens of its own than above it.
-After each choice, once 50 requests were routed, nodes move from the costliest replica to the
-cheapest while it costs 1.5 times as much or more; a single one is replicated if it is overloaded.
+The part that is cached is what lies above the leaf in the tree: a prompt sent a second time whole
+counts as uncached. After each choice, once 50 requests a replica were routed, nodes move from the
+costliest replica to the cheapest while it costs 1.5 times as much or more; where there is but one,
+it is replicated if it is overloaded.
 """
 
 from collections import deque
@@ -28,6 +30,7 @@ from loadtests.sim.request import SimRequest
 from loadtests.sim.router import ReplicaFacts
 
 HIGH_LOAD_THRESHOLD = 1.5
+# A replica.
 REQUESTS_BEFORE_REBALANCING = 50
 REBALANCED_NODE_REQUESTS_MIN = 2
 INITIAL_TIME_PER_TOKEN_S = 0.15
@@ -45,11 +48,11 @@ class _Times:
 class Preble(PeerRouter):
     """E2 scheduling, with rebalancing and without simulated evictions, as its constructor has it.
 
-    Follows WukLab/preble preble/global_scheduler_with_time.py @2024-05-24, with two plain readings
-    where states of that file differ or slip: whether to exploit is the paper's rule alone
-    (arXiv:2407.00023, Algorithm 1), and the least cost among several allocated replicas means
-    that replica, not its place among them. Costs are of equals the first's. A restart is nothing
-    it knows of: what was in flight there ends, allocations stay.
+    Follows WukLab/preble preble/global_scheduler_with_time.py @2024-05-24, with two plain readings:
+    the least cost among several allocated replicas means that replica, not its place among them
+    (a slip in the file), and answer lengths are learned (that line is commented out in one state
+    of it, whose lengths stay at 45). Of equal costs the first. A restart is nothing it knows of:
+    what was in flight there ends, allocations stay.
     """
 
     def __init__(self, replicas: Sequence[ReplicaFacts], rng: Random) -> None:
@@ -75,15 +78,13 @@ class Preble(PeerRouter):
             candidates = set(range(len(self.replicas)))
         costs = self.costs()
         replica = min(sorted(candidates), key=costs.__getitem__)
-        if leaf.tokens >= cached:
-            candidates = {replica}
         self.window.add(self._important(leaf), part.context, cached, now)
         for node in _upwards(leaf):
-            self._parts[node].allocated |= candidates
+            self._parts[node].allocated.add(replica)
             self._parts[node].active[replica] += 1
         self._routed += 1
         self._times[request.number] = _Times(replica, data, now)
-        if self._routed >= REQUESTS_BEFORE_REBALANCING:
+        if self._routed >= REQUESTS_BEFORE_REBALANCING * len(self.replicas):
             self._rebalance(now)
         return replica
 
@@ -154,6 +155,7 @@ class Preble(PeerRouter):
         self._parts[split.upper] = upper
         if self._is_large(split.upper) and not self._is_large(split.lower):
             self.window.rename(split.lower, split.upper)
+            upper.outputs, lower.outputs = lower.outputs, upper.outputs
             for replica in upper.allocated:
                 self._overload.rename(split.lower, split.upper, replica)
 
@@ -198,6 +200,8 @@ class Preble(PeerRouter):
                 costs[costliest] -= cost
                 costs[cheapest] += cost
                 self._move(node, cheapest)
+                if costs[costliest] < HIGH_LOAD_THRESHOLD * costs[cheapest]:
+                    break
 
     def _movable(self, replica: int) -> list[tuple[float, Node]]:
         """Nodes of the window that are allocated there and were asked for twice; cheapest first."""
