@@ -22,12 +22,28 @@ def test_smg_least_load_adds_drain_time_and_a_barrier() -> None:
     router.load(0, load(waiting_tokens=600), 0.0)
     router.load(1, load(held_tokens=500), 0.0)
     router.load(2, load(held_tokens=600), 0.0)
-    assert router.route(request(0, [1] * 140), 1.0) == 1
-    # 0.15 + 140 / 2000 = 0.22 s is still the least; then 0.29 s is not.
-    assert router.route(request(1, [1] * 140), 1.0) == 1
-    assert router.route(request(2, [1] * 140), 1.0) == 2
+    assert router.route(request(0, [1] * 160), 1.0) == 1
+    # 0.15 + 160 / 2000 = 0.23 s there now; then 0.305 s at 2.
+    assert router.route(request(1, [1] * 160), 1.0) == 2
+    assert router.route(request(2, [1] * 160), 1.0) == 1
+    # 0.31 s at 1: it would be 0's turn, but a report covers what was routed before.
     router.load(1, load(held_tokens=500), 2.0)
-    assert router.route(request(3, [1] * 140), 2.0) == 1, "a report covers what was routed before"
+    assert router.route(request(3, [1] * 160), 2.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("waiting_tokens", "replica"),
+    [
+        # 0.15 · 0.999 / 0.001 = 149.85 s
+        pytest.param(299_600, 1, id="149.8 s of work"),
+        pytest.param(299_800, 0, id="149.9 s"),
+    ],
+)
+def test_smg_least_loads_barrier_at_a_full_cache(waiting_tokens: int, replica: int) -> None:
+    router = SmgLeastLoad(fleet(2, capacity_tokens=1000), Random(0))
+    router.load(0, load(held_tokens=1000), 0.0)
+    router.load(1, load(waiting_tokens=waiting_tokens), 0.0)
+    assert router.route(request(0, TEN), 0.0) == replica
 
 
 def test_smg_least_load_without_fresh_reports() -> None:
@@ -37,10 +53,10 @@ def test_smg_least_load_without_fresh_reports() -> None:
     router.load(1, load(waiting_tokens=1000), 0.0)
     # 1 · 1024 / 2000 = 0.512 s against 1000 / 2000 = 0.5 s
     assert router.route(request(1, [1] * 30), 30.0) == 1
-    # 0.515 s now; and later the report is stale, and 2 requests are more than 1
+    # 0.515 s now
     assert router.route(request(2, [1]), 30.0) == 0
     assert router.in_flight.requests == [2, 2]
-    router.done(request(2, [1]), 0, 0, 30.0)
+    # 1.024 s against 0.515 s, but the report is stale: equal counts, the first
     assert router.route(request(3, [1]), 30.1) == 0
 
 
@@ -133,6 +149,7 @@ def test_dynamos_softmax_is_over_costs_scaled_to_their_range() -> None:
     ("waiting", "scores"),
     [
         pytest.param([0, 5, 10], [1.0, 0.5, 0.0], id="from the shortest to the longest"),
+        pytest.param([2, 6, 10], [1.0, 0.5, 0.0], id="wherever they begin"),
         pytest.param([7, 7], [1.0, 1.0], id="all equal"),
     ],
 )
@@ -178,3 +195,23 @@ def test_llmds_affinity_filter(scores: list[float], tokens: list[int], left: lis
     for replica, count in enumerate(tokens):
         router.in_flight.add(replica, replica, count)
     assert router.sticky(scores) == left
+
+
+def test_llmds_token_load_counts_what_is_not_cached_in_flight_and_of_the_request() -> None:
+    router = llmd.LlmdAffinity(fleet(2), Random(0))
+    prompt = list(range(128))
+    home = router.route(request(0, prompt), 0.0)
+    assert router.in_flight.tokens[home] == 128
+    assert router.route(request(1, [*prompt, 1, 2, 3]), 0.0) == home
+    assert router.in_flight.tokens[home] == 128 + 3
+    router.done(request(0, prompt), home, 0, 0.0)
+    # Half of this one matches, too little to be sticky: 3 + 64 against 0 + 128.
+    assert router.route(request(2, [*prompt[:64], *OTHER[:64]]), 0.0) == home
+    # 67 + 64 against 128.
+    assert router.route(request(3, [*prompt[:64], *OTHER[20:84]]), 0.0) == 1 - home
+
+
+def test_llmd_looks_at_no_more_than_131072_tokens() -> None:
+    router = llmd.LlmdWeighted(fleet(1), Random(0))
+    assert len(router.names(request(0, range(131_072 + 64)))) == 2048
+    assert len(router.names(request(1, range(131_071)))) == 2047

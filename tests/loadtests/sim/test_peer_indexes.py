@@ -5,6 +5,7 @@ from random import Random
 
 import pytest
 
+from loadtests.sim.peers import sglang
 from loadtests.sim.peers.approximate_tree import ApproximateTree
 from loadtests.sim.peers.block_names import chunks, token_bytes
 from loadtests.sim.peers.block_table import BlocksByReplica, SharedBlocks
@@ -14,7 +15,7 @@ from loadtests.sim.peers.in_flight import InFlight
 from loadtests.sim.peers.llmd import LlmdWeighted
 from loadtests.sim.peers.ray_serve import RayPrefixAware
 from loadtests.sim.peers.request_rate import RequestRates
-from loadtests.sim.peers.sglang import CacheAware
+from loadtests.sim.peers.sglang import CacheAware, SmgCacheAware
 from protocol.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
 from tests.loadtests.sim.peer_setup import fleet, names, request, stored
 
@@ -111,6 +112,25 @@ def test_forgetting_a_replica_leaves_the_others() -> None:
     tree.check()
 
 
+@pytest.mark.parametrize(
+    ("policy", "size_max"),
+    [
+        pytest.param(CacheAware, 400, id="characters, four a token"),
+        pytest.param(SmgCacheAware, 100, id="tokens"),
+    ],
+)
+def test_cache_awares_tree_keeps_its_size_once_a_minute(
+    policy: type[CacheAware], size_max: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sglang, "MAX_TREE_SIZE", size_max)
+    router = policy(fleet(1), Random(0))
+    for number in range(3):
+        router.route(request(number, range(number * 1000, number * 1000 + 50)), 59.0)
+    assert router.tree.sizes == [150]
+    router.route(request(3, [7]), 60.0)
+    assert router.tree.sizes == [101]
+
+
 def test_only_ray_forgets_what_a_restarted_replica_was_sent() -> None:
     prompt = list(range(100))
     ray, gateway = RayPrefixAware(fleet(2), Random(0)), CacheAware(fleet(2), Random(0))
@@ -135,6 +155,14 @@ def test_llmds_lists_lose_heads_first_and_count_what_is_left() -> None:
     blocks.insert(first, 1)
     assert blocks.counts(first) == [1, 3]
     blocks.check()
+
+
+def test_llmds_lists_keep_what_was_used_again() -> None:
+    blocks = BlocksByReplica([3])
+    first, second, third = names(range(8)), names(range(100, 104)), names(range(200, 204))
+    for block_names in (first, second, first, third):
+        blocks.insert(block_names, 0)
+    assert [blocks.counts(one) for one in (first, second, third)] == [[2], [0], [1]]
 
 
 def test_llmds_lists_are_as_long_as_caches_have_blocks() -> None:
@@ -271,7 +299,7 @@ def test_counts_in_flight_return_to_nought() -> None:
 def test_request_rates_forget_after_a_minute() -> None:
     rates = RequestRates(2)
     rates.add(0, 0.0)
-    assert rates.lowest(0.0) == 1, "it never had one"
+    assert rates.lowest(0.0) == 1
     rates.add(1, 1.0)
     rates.add(1, 2.0)
     assert rates.lowest(2.0) == 0
@@ -282,6 +310,12 @@ def test_request_rates_forget_after_a_minute() -> None:
     rates.add(1, 62.0)
     rates.add(1, 62.0)
     assert rates.lowest(62.0) == 0
+
+
+def test_a_replica_that_never_had_a_request_comes_before_one_that_had_none_lately() -> None:
+    rates = RequestRates(2)
+    rates.add(0, 0.0)
+    assert rates.lowest(100.0) == 1
 
 
 def test_a_ring_moves_only_the_keys_of_who_is_gone() -> None:

@@ -72,6 +72,15 @@ def test_the_costs_of_a_replica_by_hand() -> None:
     assert router.costs() == pytest.approx([expected, 0.0])
 
 
+def test_a_node_of_two_replicas_costs_each_half_its_prefill() -> None:
+    router = Preble(fleet(2), Random(0))
+    router.route(request(0, range(400)), 0.0)
+    ((node, _),) = router.window.weights.items()
+    router._parts[node].allocated = {0, 1}
+    half = prefill_s(400, 400) / 2
+    assert router.costs() == pytest.approx([half + 45 * 0.15, half])
+
+
 def test_a_prompt_sent_again_whole_counts_as_uncached() -> None:
     router = Preble(fleet(2), Random(0))
     assert router.route(request(0, range(400)), 0.0) == 0

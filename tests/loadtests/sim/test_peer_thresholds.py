@@ -81,6 +81,7 @@ def smg_events(blocks: list[int], requests: list[int], more: list[int] | None = 
         pytest.param([1, 3, 2], [0, 60, 0], None, 1, id="most blocks, however loaded"),
         pytest.param([0, 3, 0], [0, 65, 0], None, 0, id="but not above the gate"),
         pytest.param([2, 2, 0], [3, 2, 0], None, 1, id="then the fewest requests"),
+        pytest.param([2, 2, 0], [1, 2, 0], [1, 0, 0], 0, id="before how much is held"),
         pytest.param([2, 2, 0], [1, 1, 0], [0, 1, 0], 0, id="then the fewest blocks held"),
         pytest.param([2, 2, 0], [1, 1, 0], None, 1, id="of complete equals the last"),
         pytest.param([0, 0, 0], [1, 0, 0], None, 1, id="no match: the first least loaded"),
@@ -153,9 +154,14 @@ def aibrix(percents: dict[int, int], requests: list[int]) -> int | None:
     ("percents", "requests", "replica"),
     [
         pytest.param({0: 50, 1: 80}, [0, 1, 1, 1], 1, id="the largest match"),
-        pytest.param({0: 80, 1: 80}, [2, 1, 1, 1], 1, id="of equal matches the fewest requests"),
-        # mean 2, σ of the population √3 ≈ 1.73: 3.73; of a sample it would be 2: 4
-        pytest.param({0: 90, 1: 10}, [5, 1, 1, 1], 1, id="not above the mean and one σ"),
+        pytest.param(
+            {0: 80, 1: 80, 2: 80, 3: 80},
+            [2, 2, 2, 1],
+            3,
+            id="of equal matches the fewest requests",
+        ),
+        # mean 4.75, σ of the population 4.76: 9.51; of a sample it would be 5.5: 10.25
+        pytest.param({0: 90, 2: 10}, [10, 9, 0, 0], 2, id="not above the mean and one σ"),
         pytest.param({0: 90, 1: 10}, [4, 0, 4, 0], 0, id="exactly there it is"),
         pytest.param({0: 90}, [5, 1, 1, 1], None, id="nobody is left"),
     ],
@@ -182,6 +188,15 @@ def test_aibrix_restricts_matches_when_loads_are_imbalanced(
     assert (router.route(request(0, prompt), 0.0) == 1) is home
 
 
+def test_aibrix_sweeps_out_what_was_unused_for_twenty_minutes() -> None:
+    router = AibrixPrefixCache(fleet(2), Random(0))
+    router.route(request(0, range(64)), 0.0)
+    router.route(request(1, range(1000, 1032)), 1200.0)
+    assert len(router.table) == 4 + 2
+    router.route(request(2, range(2000, 2016)), 1202.0)
+    assert len(router.table) == 2 + 1
+
+
 def test_rays_match_rate_and_smallest_tree() -> None:
     router = RayPrefixAware(fleet(2), Random(0))
     prompt = list(range(100))
@@ -190,6 +205,15 @@ def test_rays_match_rate_and_smallest_tree() -> None:
     assert router.route(request(1, prompt[:10] + OTHER[:90]), 0.0) == home, "0.1 is enough"
     # 9 of 100 are not: the smaller tree is the other's.
     assert router.route(request(2, prompt[:9] + OTHER[10:]), 0.0) == 1 - home
+
+
+def test_ray_takes_the_shortest_queue_of_those_matched() -> None:
+    for seed in range(10):
+        router = RayPrefixAware(fleet(3), Random(seed))
+        for replica in (0, 1):
+            router.tree.insert(request(0, TEN).prompt.tobytes(), replica)
+        occupy(router, [3, 1, 0])
+        assert router.route(request(1, TEN), 0.0) == 1
 
 
 def test_rays_imbalance_threshold_draws_two_and_takes_the_shorter_queue() -> None:
@@ -208,7 +232,7 @@ def test_plain_policies_by_hand() -> None:
     occupy(requests, [2, 1, 2], tokens=50)
     assert requests.route(request(0, TEN), 0.0) == 1
     tokens = plain.LeastTokens(fleet(2), Random(0))
-    tokens.in_flight.add(0, 0, 11)
+    tokens.in_flight.add(0, 0, 100)
     occupy(tokens, [0, 2], tokens=5)
     assert tokens.route(request(1, TEN), 0.0) == 1
     tokens.first_token(request(0, TEN), 0, 0.0)
