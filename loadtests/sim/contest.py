@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from loadtests.sim.ours import Ours
+from loadtests.sim.peers.registry import PEERS
 from loadtests.sim.report import Row, row_of
 from loadtests.sim.request import SimRequest
 from loadtests.sim.world import MakeRouter, ReplicaSpec, simulate
 from router.core.policies import POLICIES
 from router.core.policy import Policy
 
+_OURS = "prefix_aware"
 Told = Callable[[str, float], None]
 """Told which policy is at what virtual time."""
 
@@ -24,8 +26,8 @@ def of_this_router() -> dict[str, MakeRouter]:
 
 
 def all_routers() -> dict[str, MakeRouter]:
-    """This router's policies, then its peers', by name."""
-    return of_this_router()
+    """Our default policy, then the plain ones and its peers', by name."""
+    return {_OURS: of_this_router()[_OURS], **PEERS}
 
 
 def contest(
