@@ -105,6 +105,11 @@ class Ours:
             now=now,
         )
 
+    def refused(self, request: SimRequest, replica: int, now: float) -> None:
+        lease, routed, _ = self._under_way.pop(request.number)
+        lease.release(now)
+        self._predictions.failed(routed)
+
     def events(self, replica: int, events: Sequence[KvEvent], now: float) -> None:
         name = self._ids[replica]
         self._index.apply(name, events)

@@ -39,11 +39,12 @@ class FirstToken:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """`failed`: the replica was lost, or could never take it."""
+    """`lost`: its replica was; `refused`: its replica can never take it."""
 
     request: SimRequest
     cached_tokens: int
-    failed: bool = False
+    lost: bool = False
+    refused: bool = False
 
 
 Outcome = FirstToken | Ended
@@ -101,7 +102,7 @@ class SimReplica:
                 now,
             )
         except NeverFits:
-            self.outcomes(Ended(request, 0, failed=True), now)
+            self.outcomes(Ended(request, 0, refused=True), now)
             return
         self._requests[request.number] = request
         self._somebody_new = True
@@ -117,7 +118,7 @@ class SimReplica:
         self._begin_empty()
         self._run = run + 1
         for request in lost.values():
-            self.outcomes(Ended(request, 0, failed=True), now)
+            self.outcomes(Ended(request, 0, lost=True), now)
 
     def load(self) -> Load:
         scheduler = self._scheduler

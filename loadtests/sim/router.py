@@ -59,6 +59,9 @@ class SimRouter(Protocol):
     def done(self, request: SimRequest, replica: int, cached_tokens: int, now: float) -> None:
         """Its answer has ended; usage said how many prompt tokens were cached."""
 
+    def refused(self, request: SimRequest, replica: int, now: float) -> None:
+        """The replica said at once that it can never take it."""
+
     def events(self, replica: int, events: Sequence[KvEvent], now: float) -> None:
         """A batch of KV events arrives, in order; only if `hears_events`."""
 

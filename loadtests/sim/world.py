@@ -178,8 +178,10 @@ class World:
             return
         del self._under_way[outcome.request.number]
         served.ended_s = now - served.arrival_s
-        served.failed = outcome.failed
-        if not outcome.failed:
+        served.failed = outcome.lost or outcome.refused
+        if outcome.refused:
+            self.router.refused(outcome.request, replica, now)
+        elif not outcome.lost:  # of those the router hears when it hears of its restart
             served.cached_tokens = outcome.cached_tokens
             self.router.done(outcome.request, replica, outcome.cached_tokens, now)
 

@@ -43,6 +43,10 @@ class PeerRouter:
     def done(self, request: SimRequest, replica: int, cached_tokens: int, now: float) -> None:
         self.in_flight.done(request.number)
 
+    def refused(self, request: SimRequest, replica: int, now: float) -> None:
+        """An answer like any other, to those who do not look at its status."""
+        self.done(request, replica, 0, now)
+
     def events(self, replica: int, events: Sequence[KvEvent], now: float) -> None:
         assert self.hears_events, "it follows no events"
 

@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from loadtests.sim import replica as sim_replica
+from loadtests.sim.contest import all_routers
 from loadtests.sim.ours import Ours
 from loadtests.sim.report import row_of
 from loadtests.sim.request import SimRequest
@@ -125,8 +126,11 @@ def test_what_fits_no_cache_fails_and_nothing_hangs() -> None:
     huge = SimRequest(number=0, arrival_s=0.0, prompt=array("I", range(5000)), output_tokens=9)
     small = SimRequest(number=1, arrival_s=0.1, prompt=array("I", range(50)), output_tokens=9)
     specs = [ReplicaSpec(preset=SMALL, block_size=16, cache_blocks=100)]
-    run = World(specs, policy("round_robin"), 0).run([huge, small])
-    assert [one.failed for one in run.served] == [True, False]
+    for make in all_routers().values():
+        world = World(specs, make, 0)
+        run = world.run([huge, small])
+        assert [one.failed for one in run.served] == [True, False]
+        world.router.check()  # type: ignore[attr-defined]
 
 
 def test_a_timing_is_found_again_from_its_steps() -> None:
