@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from loadtests.sim.contest import Told
     from loadtests.sim.request import SimRequest
-    from loadtests.sim.world import MakeRouter
+    from loadtests.sim.router import MakeRouter
 
 _ALL = "all"
 

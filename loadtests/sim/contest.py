@@ -7,27 +7,16 @@ from loadtests.sim.ours import Ours
 from loadtests.sim.peers.registry import PEERS
 from loadtests.sim.report import Row, row_of
 from loadtests.sim.request import SimRequest
-from loadtests.sim.world import MakeRouter, ReplicaSpec, simulate
-from router.core.policies import POLICIES
-from router.core.policy import Policy
+from loadtests.sim.router import MakeRouter
+from loadtests.sim.world import ReplicaSpec, simulate
 
-_OURS = "prefix_aware"
 Told = Callable[[str, float], None]
 """Told which policy is at what virtual time."""
 
 
-def of_this_router() -> dict[str, MakeRouter]:
-    """Every policy that a router's configuration can name, by name."""
-
-    def of(make: Callable[[], Policy]) -> MakeRouter:
-        return lambda facts, rng: Ours(facts, rng, make())
-
-    return {name: of(make) for name, make in POLICIES.items()}
-
-
 def all_routers() -> dict[str, MakeRouter]:
     """Our default policy, then the plain ones and its peers', by name."""
-    return {_OURS: of_this_router()[_OURS], **PEERS}
+    return {"prefix_aware": Ours, **PEERS}
 
 
 def contest(

@@ -1,7 +1,8 @@
 """What the simulator asks of a router, and tells it: no more and no earlier than real ones know."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Protocol
 
 from loadtests.sim.request import SimRequest
@@ -70,3 +71,7 @@ class SimRouter(Protocol):
 
     def lost(self, replica: int, now: float) -> None:
         """It is known to have restarted: its cache is empty, its requests have failed."""
+
+
+MakeRouter = Callable[[Sequence[ReplicaFacts], Random], SimRouter]
+"""A router for a fleet; all its chance comes from the generator."""

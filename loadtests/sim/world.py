@@ -6,15 +6,14 @@ Nothing but the arguments decides what happens: the same ones give the same run,
 import heapq
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 from loadtests.sim.replica import Ended, Outcome, SimReplica
 from loadtests.sim.request import SimRequest
-from loadtests.sim.router import ReplicaFacts, SimRouter
+from loadtests.sim.router import MakeRouter, ReplicaFacts
 from loadtests.sim.timing import Preset
 from protocol.kv_events import KvEvent
-
-MakeRouter = Callable[[Sequence[ReplicaFacts], Random], SimRouter]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +97,7 @@ class World:
         self.run_so_far = Run()
         for number, spec in enumerate(specs):
             for when in spec.restarts_at_s:
-                self.at(when, lambda now, number=number: self._restart(number, now))  # type: ignore[misc]
+                self.at(when, partial(self._restart, number))
         self._more_to_come = True
 
     def run(
@@ -166,8 +165,8 @@ class World:
             block_size=spec.block_size,
             cache_blocks=spec.blocks,
             at=self.at,
-            outcomes=lambda outcome, now: self._outcome(number, outcome, now),
-            published=lambda events, now: self._published(number, events, now),
+            outcomes=partial(self._outcome, number),
+            published=partial(self._published, number),
         )
 
     def _outcome(self, replica: int, outcome: Outcome, now: float) -> None:

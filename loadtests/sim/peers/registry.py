@@ -1,6 +1,6 @@
 """Peers' policies by name, made for a fleet and a seeded generator."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from types import MappingProxyType
 
@@ -19,9 +19,7 @@ from loadtests.sim.peers.sglang import (
     SmgLeastLoad,
     SmgPrefixHash,
 )
-from loadtests.sim.router import ReplicaFacts, SimRouter
-
-MakeRouter = Callable[[Sequence[ReplicaFacts], Random], SimRouter]
+from loadtests.sim.router import MakeRouter, ReplicaFacts, SimRouter
 
 
 def _vllm_router(replicas: Sequence[ReplicaFacts], rng: Random) -> SimRouter:

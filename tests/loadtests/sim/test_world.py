@@ -11,8 +11,9 @@ from loadtests.sim.contest import all_routers
 from loadtests.sim.ours import Ours
 from loadtests.sim.report import row_of
 from loadtests.sim.request import SimRequest
+from loadtests.sim.router import MakeRouter
 from loadtests.sim.timing import PRESETS, Preset, Timing, fit, work_of
-from loadtests.sim.world import MakeRouter, ReplicaSpec, Run, World
+from loadtests.sim.world import ReplicaSpec, Run, World
 from replica.core.plan import SamplingParams, SequenceSlice, StepPlan
 from router.core.policies import make_policy
 
