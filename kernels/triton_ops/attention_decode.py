@@ -35,13 +35,12 @@ from kernels.kv_cache import FP8, scales_of
 from kernels.triton_ops.attention_items import CHUNK_TOKENS_MIN, find_item
 from kernels.triton_ops.attention_tile import add_tile, base2_scores, token_offsets
 from kernels.triton_ops.fp8 import as_stored, widened
-from kernels.triton_ops.launch_rules import DECODE, kind
+from kernels.triton_ops.launch_rules import DECODE, kind, processors
 
 # The second kernel holds all splits of a head at once: 128 · 128 fp32 are 64 registers a thread.
 _SPLITS_MAX = 128
 # Programs wanted for each streaming multiprocessor: as many as fit at a time, see `launch_rules`.
 _PROGRAMS_PER_PROCESSOR = 4
-_CPU_PROCESSORS = 4  # under the interpreter
 
 
 def paged_attention_decode(
@@ -78,7 +77,7 @@ def paged_attention_decode(
     Scratch is kept and used again: calls on the same device must be on one stream.
     """
     return decode_on(
-        _processors(query.device),
+        processors(query.device),
         query,
         kv_cache,
         block_tables,
@@ -175,13 +174,6 @@ def decode_on(
             num_stages=1,
         )
     return out
-
-
-@cache
-def _processors(device: torch.device) -> int:
-    if device.type == "cpu":
-        return _CPU_PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @cache

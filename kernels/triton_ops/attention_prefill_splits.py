@@ -15,7 +15,6 @@ Source: Dao et al. 2023, "Flash-Decoding".
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
 from collections.abc import Mapping
-from functools import cache
 
 import torch
 import triton
@@ -23,11 +22,11 @@ import triton.language as tl
 
 from kernels.ahead import Case
 from kernels.triton_ops.attention_items import CHUNK_TOKENS_MIN, find_tile
+from kernels.triton_ops.launch_rules import processors
 
 _SPLITS_MAX = 16
 # As many programs are wanted for each streaming multiprocessor.
 _PROGRAMS_PER_PROCESSOR = 2
-_CPU_PROCESSORS = 4  # under the interpreter
 _COMBINE_WARPS = 8
 
 
@@ -59,14 +58,6 @@ class Splits:
         held = tiles * self.count * kv_heads * rows if self.count > 1 else 0
         self.partials = torch.empty(held * dims, dtype=torch.float32, device=device)
         self.log_sums = torch.empty(held, dtype=torch.float32, device=device)
-
-
-@cache
-def processors(device: torch.device) -> int:
-    """Streaming multiprocessors; compute units on AMD's GPUs."""
-    if device.type == "cpu":
-        return _CPU_PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @triton.jit

@@ -16,6 +16,7 @@ from kernels.launches import Launch, Rule
 ROWS_MIN = 16  # of a matrix for tl.dot
 # Rows of a tile for few tokens (decode, chunks' ends) and, of products, for many (prefill).
 ROWS_FEW, ROWS_MANY = 16, 64
+_CPU_PROCESSORS = 4  # under the interpreter
 # Shared memory that a program's stages may take, as compilers were seen to allot it.
 _SHARED_BYTES = {"sm_80": 160 * 1024, "sm_90": 220 * 1024, "gfx942": 64 * 1024}
 
@@ -27,6 +28,14 @@ def kind(device: torch.device) -> str:
         return "gfx942"
     hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
     return "sm_90" if hopper else "sm_80"
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors; compute units on AMD's GPUs."""
+    if device.type == "cpu":
+        return _CPU_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _decode(

@@ -57,14 +57,6 @@ def block_keys(
     return keys
 
 
-def block_key(
-    parent_hash: int | None, token_ids: Sequence[int], extra_keys: tuple[str, ...] | None
-) -> BlockKey:
-    """The key of one full block: see `block_keys`."""
-    (key,) = block_keys(parent_hash, token_ids, len(token_ids), extra_keys)
-    return key
-
-
 def _block_key(
     parent_hash: int | None, token_bytes: bytes, extra_keys: tuple[str, ...] | None
 ) -> BlockKey:
@@ -79,7 +71,7 @@ def _block_key(
 
 
 def tokens_of(key: BlockKey) -> list[int]:
-    """The tokens of a block, as they were given to `block_key`."""
+    """The tokens of a block, as they were given to `block_keys`."""
     tokens = array("I")
     tokens.frombytes(key.token_bytes)
     return tokens.tolist()

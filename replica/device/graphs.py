@@ -8,6 +8,7 @@ Source: CUDA programming guide, "CUDA Graphs"; torch.cuda.CUDAGraph.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -110,7 +111,7 @@ class DecodeGraphs:
         for done, size in enumerate(self._sizes):
             inputs = {name: one[:size] for name, one in self._inputs.items()}
             run(inputs)
-            self._replays[size] = self._recorder.record(lambda inputs=inputs: run(inputs))  # type: ignore[misc]
+            self._replays[size] = self._recorder.record(partial(run, inputs))
             progress((done + 1) / len(self._sizes))
 
     def replay(self, arrays: Mapping[str, Array]) -> None:

@@ -3,6 +3,8 @@
 import importlib
 import pkgutil
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ import triton.compiler
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from kernels import triton_ops
+from kernels import compiles, triton_ops
+from kernels.triton_ops import attention_decode
 
 
 class _Driver:
@@ -51,6 +54,18 @@ def jit_functions() -> dict[str, JITFunction]:
         for name, value in vars(module).items()
         if isinstance(value, JITFunction)
     }
+
+
+@contextmanager
+def counted(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`pretend`, and a fresh count of compiled kernels; no trace of either is left."""
+    pretend(patch)
+    patch.setattr(compiles, "_compiled", 0)
+    attention_decode._scratch.cache_clear()
+    with triton.knobs.runtime.scope():
+        triton.knobs.runtime.jit_post_compile_hook = None
+        yield
+    attention_decode._scratch.cache_clear()
 
 
 def pretend(patch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,10 @@ import pytest
 import torch
 import triton
 
-from kernels import compiles, triton_ops
+from kernels import triton_ops
 from kernels.compiles import compiled_kernels, count_compiled_kernels
-from kernels.triton_ops import attention_decode
 from tests.kernels.device import INTERPRETED
-from tests.kernels.fake_gpu import jit_functions, pretend
+from tests.kernels.fake_gpu import counted, jit_functions
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 
@@ -42,13 +41,8 @@ class Step:
 @pytest.fixture(autouse=True)
 def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A fresh count on a GPU that is none; no trace of either is left."""
-    pretend(monkeypatch)
-    monkeypatch.setattr(compiles, "_compiled", 0)
-    attention_decode._scratch.cache_clear()
-    with triton.knobs.runtime.scope():
-        triton.knobs.runtime.jit_post_compile_hook = None
+    with counted(monkeypatch):
         yield
-    attention_decode._scratch.cache_clear()
 
 
 def view(count: int, dtype: torch.dtype, offset: int, *, fill: int = 0) -> torch.Tensor:

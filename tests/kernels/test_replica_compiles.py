@@ -10,15 +10,13 @@ from random import Random
 
 import pytest
 import torch
-import triton
 
-from kernels import compiles, triton_ops
+from kernels import triton_ops
 from kernels.compiles import compiled_kernels, count_compiled_kernels
-from kernels.triton_ops import attention_decode
 from replica.runner import ModelRunner, RunnerLimits
 from replica.weights.load import load_model, open_source
 from tests.kernels.device import INTERPRETED
-from tests.kernels.fake_gpu import pretend
+from tests.kernels.fake_gpu import counted
 from tests.replica.device.test_device import Again
 from tests.support.stepped_engine import Engine
 from tests.support.tiny_models import TINY_MODELS, save_tiny_model
@@ -30,17 +28,12 @@ BLOCKS = 30
 @pytest.fixture(autouse=True)
 def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A fresh count on a GPU that is none; no trace of either is left."""
-    pretend(monkeypatch)
-    monkeypatch.setattr(compiles, "_compiled", 0)
     # What no kernel writes must still be a token.
     monkeypatch.setattr(torch, "empty", torch.zeros)
     monkeypatch.setattr(torch, "empty_like", torch.zeros_like)
-    attention_decode._scratch.cache_clear()
-    with triton.knobs.runtime.scope():
-        triton.knobs.runtime.jit_post_compile_hook = None
+    with counted(monkeypatch):
         count_compiled_kernels()
         yield
-    attention_decode._scratch.cache_clear()
 
 
 @pytest.mark.parametrize("graphs", [False, True], ids=["eager", "recorded"])

@@ -1,8 +1,15 @@
 """The block pool's rules, one by one."""
 
-from replica.core.block_hash import BlockKey, block_key, tokens_of
+from replica.core.block_hash import BlockKey, block_keys, tokens_of
 from replica.core.block_pool import BlockPool
 from tests.replica.core.driving import EventMirror
+
+
+def block_key(
+    parent_hash: int | None, token_ids: list[int], extra_keys: tuple[str, ...] | None
+) -> BlockKey:
+    (key,) = block_keys(parent_hash, token_ids, len(token_ids), extra_keys)
+    return key
 
 
 def chain(*blocks: list[int]) -> list[BlockKey]:
