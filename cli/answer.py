@@ -89,6 +89,9 @@ class _ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
     error: _Error | str
 
 
+# msgspec leaves text that is not UTF-8 to Python's own error.
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError)
+
 _chunk_decoder = msgspec.json.Decoder(_Chunk)
 _error_decoder = msgspec.json.Decoder(_ErrorBody)
 
@@ -161,7 +164,7 @@ class AnswerReader:
             return ""
         try:
             chunk = _chunk_decoder.decode(event)
-        except msgspec.DecodeError as error:
+        except _NOT_JSON as error:
             raise StreamBroken(f"not a chat stream: {error}") from error
         if chunk.error is not None:
             raise StreamBroken(f"the answer broke off: {_message(chunk.error)}")
@@ -185,7 +188,7 @@ def refused(status: int, body: bytes) -> RequestRefused:
     """The error that an answer with `status` and `body` is, in the server's own words if any."""
     try:
         words = _message(_error_decoder.decode(body).error)
-    except msgspec.DecodeError:
+    except _NOT_JSON:
         words = " ".join(body.decode("utf-8", errors="replace").split())[:200]
     return RequestRefused(f"HTTP {status}: {words or 'no reason given'}", status=status)
 

@@ -213,10 +213,11 @@ class TestAnswerReader:
             (b"", "ended before the answer did"),
             (b"data: [DONE]\n\n", "holds no token"),
             (b"data: <html>\n\n", "not a chat stream"),
+            (b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n', "not a chat stream"),
             (b'data: {"error":{"message":"lost","code":502}}\n\n', "broke off: lost"),
             (b'data: {"error":"lost"}\n\n', "broke off: lost"),
         ],
-        ids=["nothing", "only the end", "not JSON", "error event", "error as text"],
+        ids=["nothing", "only the end", "not JSON", "not UTF-8", "error event", "error as text"],
     )
     def test_what_is_no_whole_answer_is_an_error(self, data, message):
         with pytest.raises(StreamBroken, match=message):
@@ -226,6 +227,9 @@ class TestAnswerReader:
         error = refused(502, b"")
         assert isinstance(error, RequestRefused)
         assert (str(error), error.status) == ("HTTP 502: no reason given", 502)
+
+    def test_a_refusal_that_is_not_utf_8_is_told_as_far_as_it_is(self):
+        assert str(refused(500, b'{"error": "\xff lost"}')) == 'HTTP 500: {"error": "\ufffd lost"}'
 
 
 def test_a_conversation_keeps_questions_and_answers_in_turn():
