@@ -207,13 +207,26 @@ class TestAnswerReader:
         assert (answer.replica, answer.matched_tokens, answer.cached_share) == (None, None, None)
         assert chat.status_line(answer) == "replica not told · first token 1,000 ms"
 
+    def test_thoughts_and_plain_completions_are_tokens_too_and_the_gaps_between_are_kept(self):
+        reader = AnswerReader(0.0)
+        events = [
+            (1.0, '{"choices":[{"delta":{"role":"assistant","content":""}}]}'),
+            (2.0, '{"choices":[{"delta":{"reasoning":"hm"}}]}'),
+            (2.5, '{"choices":[{"delta":{"reasoning_content":"hm"}}]}'),
+            (3.5, '{"choices":[{"text":"a"}]}'),
+            (4.0, '{"choices":[{"text":"","finish_reason":"stop"}]}'),
+        ]
+        said = [reader.feed(f"data: {event}\n\n".encode(), now_s) for now_s, event in events]
+        assert said == ["", "", "", "a", ""]
+        assert (reader.first_s, reader.last_s, reader.gaps_s) == (2.0, 4.0, [0.5, 1.0])
+
     @pytest.mark.parametrize(
         ("data", "message"),
         [
             (b"", "ended before the answer did"),
             (b"data: [DONE]\n\n", "holds no token"),
-            (b"data: <html>\n\n", "not a chat stream"),
-            (b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n', "not a chat stream"),
+            (b"data: <html>\n\n", "not a stream of answers"),
+            (b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n', "not a stream of answers"),
             (b'data: {"error":{"message":"lost","code":502}}\n\n', "broke off: lost"),
             (b'data: {"error":"lost"}\n\n', "broke off: lost"),
         ],
