@@ -161,7 +161,11 @@ def _load(options: argparse.Namespace) -> tuple["Load", "Calibration"]:
     if extent.requests == 0:
         raise ValueError(f"{options.trace}: no requests")
     api_key = options.api_key or _key_from_environment()
-    with open_client(options.url, api_key) as client:
+    try:
+        client = open_client(options.url, api_key)
+    except AnswerError as error:
+        raise ValueError(f"--url: {error}") from error
+    with client:
         model = options.model or first_model(client)
         calibration, context = calibrate(client, path, model, options.seed)
         url = root_url(client)

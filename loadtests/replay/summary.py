@@ -60,6 +60,7 @@ class Summary:
         goodput: Share of all requests that met the objective.
         hit_tokens, hit_share: Prompt tokens that were cached, and of all prompt tokens of answers
             that told; None: none told.
+        prompt_tokens, prompt_tokens_wanted: Of answers that told, and what the trace has for them.
         prompt_off_mean, prompt_off_max: How far a prompt's tokens were from those wanted, as a
             share of them, either way; None: no answer told.
         short_answers: Whole answers of fewer tokens than were asked for.
@@ -80,6 +81,7 @@ class Summary:
     hit_tokens: int | None
     hit_share: float | None
     prompt_tokens: int
+    prompt_tokens_wanted: int
     output_tokens: int
     prompt_off_mean: float | None
     prompt_off_max: float | None
@@ -113,6 +115,9 @@ def summarize(
     told = [one for one in answered if one.cached_tokens is not None]
     hits = sum(one.cached_tokens or 0 for one in told)
     told_tokens = sum(one.prompt_tokens or 0 for one in told)
+    wanted_tokens = sum(
+        one.prompt_tokens_wanted for one in answered if one.prompt_tokens is not None
+    )
     off = [
         abs(one.prompt_tokens - one.prompt_tokens_wanted) / one.prompt_tokens_wanted
         for one in answered
@@ -133,6 +138,7 @@ def summarize(
         hit_tokens=hits if told else None,
         hit_share=hits / told_tokens if told_tokens else None,
         prompt_tokens=prompt_tokens,
+        prompt_tokens_wanted=wanted_tokens,
         output_tokens=output_tokens,
         prompt_off_mean=mean(off) if off else None,
         prompt_off_max=max(off) if off else None,
@@ -188,7 +194,7 @@ def lines(
         f"{summary.output_tokens_per_s:,.0f} output tokens/s; "
         f"at most {summary.generator.in_flight_max:,} at once",
         _hits(summary),
-        *_lengths(summary, calibration),
+        *_lengths(summary, calibration, outcomes),
         *_replicas(summary),
         *_made(summary.generator),
         *_errors(summary, outcomes),
@@ -204,10 +210,13 @@ def _hits(summary: Summary) -> str:
     )
 
 
-def _lengths(summary: Summary, calibration: Calibration) -> list[str]:
+def _lengths(summary: Summary, calibration: Calibration, outcomes: Sequence[Outcome]) -> list[str]:
     off = "not told"
     if summary.prompt_off_mean is not None and summary.prompt_off_max is not None:
-        off = f"{summary.prompt_off_mean:.1%} off in the mean, {summary.prompt_off_max:.1%} at most"
+        off = (
+            f"{summary.prompt_tokens:,} for the trace's {summary.prompt_tokens_wanted:,}, off by "
+            f"{summary.prompt_off_mean:.1%} in the mean, {summary.prompt_off_max:.1%} at most"
+        )
     known = "nobody tells how they are counted: a word was taken for a token"
     if calibration.source is not None:
         known = (
@@ -215,6 +224,12 @@ def _lengths(summary: Summary, calibration: Calibration) -> list[str]:
             f"{calibration.tokens_per_word:.3f} a word"
         )
     lines = [f"prompt tokens: {off} ({known})"]
+    shorter = sum(one.prompt_tokens_wanted <= calibration.around_tokens for one in outcomes)
+    if shorter:
+        lines.append(
+            f"{shorter:,} prompts are shorter than what a chat adds to them "
+            "(--endpoint completions adds less, a larger --scale-tokens makes them longer)"
+        )
     if summary.short_answers:
         lines.append(
             f"output tokens: {summary.short_answers:,} of {summary.answered:,} answers ended "

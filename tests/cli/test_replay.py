@@ -152,6 +152,16 @@ def test_short_answers_and_prompts_beyond_the_context_are_told(
     assert "the longest request has 5,006 tokens, the server's context holds 4,096" in captured.err
 
 
+def test_prompts_shorter_than_what_a_chat_adds_are_told(
+    target, trace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--url", target.url, "--speedup", "100", "--scale-tokens", "0.005"]
+    assert main(["replay", trace, *arguments]) == 0
+    assert "12 prompts are shorter than what a chat adds" in capsys.readouterr().out
+    assert main(["replay", trace, *arguments, "--endpoint", "completions"]) == 0
+    assert "shorter" not in capsys.readouterr().out
+
+
 def test_a_workload_is_replayed_by_its_name_with_key_and_model(target, replay) -> None:
     status, told, _ = replay(
         *("chat", "--rate", "500", "--requests", "5", "--scale-tokens", "0.05"),
@@ -183,6 +193,7 @@ def test_the_table_has_what_a_person_looks_for(
         (["chat", "--slo-ttft", "-1"], "--slo-ttft: expected a number above 0"),
         (["chat", "--speedup", "0"], "--speedup: expected a number above 0"),
         (["chat", "--requests", "0"], "--requests: expected at least 1, got 0"),
+        (["chat", "--url", "http://host:port"], "--url: http://host:port: "),
         (["chat", "--set", "colour=red"], "chat: no parameter 'colour'"),
     ],
 )
