@@ -1,14 +1,14 @@
-"""What one streamed chat answer tells: its text, who gave it, what was cached, when tokens came.
+"""What one streamed answer tells: its text, who gave it, what was cached, when tokens came.
 
-Bytes and times in, facts out: the chat, the demo and the load test read their streams with it,
-each over its own HTTP client.
+Bytes and times in, facts out: the chat, the demo, the load test and the replay read their streams
+with it, each over its own HTTP client.
 
 AnswerError
 ├── RequestRefused   an HTTP status that is not 200
-└── StreamBroken     the stream ended early, held an error, or was no chat stream
+└── StreamBroken     the stream ended early, held an error, or was no stream of answers
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -64,10 +64,16 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Delta(msgspec.Struct, frozen=True, kw_only=True):
     content: str | None = None
+    # vLLM's and SGLang's names of what a model thinks: not shown, but tokens.
+    reasoning: str | None = None
+    reasoning_content: str | None = None
 
 
 class _Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """`delta` is a chat's, `text` a plain completion's."""
+
     delta: _Delta = msgspec.field(default_factory=_Delta)
+    text: str | None = None
     finish_reason: str | None = None
 
 
@@ -89,6 +95,9 @@ class _ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
     error: _Error | str
 
 
+# msgspec leaves text that is not UTF-8 to Python's own error.
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError)
+
 _chunk_decoder = msgspec.json.Decoder(_Chunk)
 _error_decoder = msgspec.json.Decoder(_ErrorBody)
 
@@ -104,6 +113,7 @@ class AnswerReader:
         self._pieces: list[str] = []
         self._first_s: float | None = None
         self._last_s: float | None = None
+        self._gaps_s: list[float] = []
         self._usage: Usage | None = None
         self._finish_reason: str | None = None
         self._done = False
@@ -112,6 +122,25 @@ class AnswerReader:
     def text(self) -> str:
         """What has been said so far."""
         return "".join(self._pieces)
+
+    @property
+    def first_s(self) -> float | None:
+        """When the first token came, also of an answer that is not whole."""
+        return self._first_s
+
+    @property
+    def last_s(self) -> float | None:
+        return self._last_s
+
+    @property
+    def usage(self) -> Usage | None:
+        """As last told."""
+        return self._usage
+
+    @property
+    def gaps_s(self) -> Sequence[float]:
+        """Between events that held text, in their order."""
+        return self._gaps_s
 
     def begin(self, headers: Mapping[str, str]) -> None:
         """Takes the answer's headers, names in lower case or the mapping caseless."""
@@ -161,8 +190,8 @@ class AnswerReader:
             return ""
         try:
             chunk = _chunk_decoder.decode(event)
-        except msgspec.DecodeError as error:
-            raise StreamBroken(f"not a chat stream: {error}") from error
+        except _NOT_JSON as error:
+            raise StreamBroken(f"not a stream of answers: {error}") from error
         if chunk.error is not None:
             raise StreamBroken(f"the answer broke off: {_message(chunk.error)}")
         if chunk.usage is not None:
@@ -171,8 +200,12 @@ class AnswerReader:
             return ""
         choice = chunk.choices[0]
         self._finish_reason = choice.finish_reason or self._finish_reason
-        text = choice.delta.content or ""
-        if text or choice.finish_reason:
+        delta = choice.delta
+        text = delta.content or choice.text or ""
+        said = bool(text or delta.reasoning or delta.reasoning_content)
+        if said and self._last_s is not None:
+            self._gaps_s.append(now_s - self._last_s)
+        if said or choice.finish_reason:
             # The last token may add no text (an end-of-text token), yet it was generated.
             self._first_s = now_s if self._first_s is None else self._first_s
             self._last_s = now_s
@@ -185,7 +218,7 @@ def refused(status: int, body: bytes) -> RequestRefused:
     """The error that an answer with `status` and `body` is, in the server's own words if any."""
     try:
         words = _message(_error_decoder.decode(body).error)
-    except msgspec.DecodeError:
+    except _NOT_JSON:
         words = " ".join(body.decode("utf-8", errors="replace").split())[:200]
     return RequestRefused(f"HTTP {status}: {words or 'no reason given'}", status=status)
 

@@ -65,7 +65,7 @@ def first_listed(status: int, body: bytes, where: str) -> str:
         raise refused(status, body)
     try:
         models = _model_list_decoder.decode(body).data
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise AnswerError(f"{where} is no model list: {error}") from error
     if not models:
         raise AnswerError(f"{where} lists no model")

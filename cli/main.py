@@ -64,6 +64,14 @@ def make_parser() -> argparse.ArgumentParser:
     simulation.add_arguments(simulate)
     simulate.set_defaults(run=simulation.run)
 
+    replay = commands.add_parser(
+        "replay", help="a trace or a workload against a real server: TTFT, goodput, hit tokens"
+    )
+    from cli import replay as replaying
+
+    replaying.add_arguments(replay)
+    replay.set_defaults(run=replaying.run)
+
     check = commands.add_parser("check", help="validate configuration files")
     check.add_argument("-c", "--config", type=Path, nargs="+", required=True, metavar="FILE")
     check.set_defaults(run=_check)

@@ -3,24 +3,19 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cli.requests import add_request_arguments, requests_of
 
 if TYPE_CHECKING:
     from loadtests.sim.contest import Told
-    from loadtests.sim.request import SimRequest
     from loadtests.sim.router import MakeRouter
 
 _ALL = "all"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "trace",
-        metavar="TRACE",
-        help="a file in Mooncake's JSONL, or a workload's name: chat, agents, documents, …",
-    )
+    add_request_arguments(parser)
     parser.add_argument(
         "--policy", default=_ALL, metavar="NAMES", help="with commas between (default: all)"
     )
@@ -32,25 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache-blocks", type=int, metavar="B", help="of each replica (default: its memory's)"
     )
     parser.add_argument("--block-size", type=int, default=64, metavar="TOKENS", help="default: 64")
-    parser.add_argument(
-        "--speedup", type=float, default=1.0, metavar="X", help="arrivals so many times as fast"
-    )
-    parser.add_argument(
-        "--rate",
-        type=float,
-        default=4.0,
-        metavar="R",
-        help="of a workload: requests/s (default 4)",
-    )
-    parser.add_argument("--requests", type=int, metavar="N", help="so many (workload: 2000)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a parameter of the workload",
-    )
     parser.add_argument("--json", action="store_true", help="rows in place of a table")
 
 
@@ -63,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         routers = _routers(options.policy)
-        requests = _requests(options)
+        requests = requests_of(options)
         preset = PRESETS.get(options.preset)
         if preset is None:
             raise ValueError(f"--preset {options.preset}: there are {', '.join(PRESETS)}")
@@ -100,27 +76,6 @@ def _routers(names: str) -> dict[str, "MakeRouter"]:
         if name not in known:
             raise ValueError(f"--policy {name}: there are all, {', '.join(known)}")
     return {name: known[name] for name in chosen}
-
-
-def _requests(options: argparse.Namespace) -> Callable[[], Iterable["SimRequest"]]:
-    from loadtests.sim import mooncake
-    from loadtests.sim.workloads.registry import WORKLOADS, build
-    from loadtests.sim.workloads.workload import generate
-
-    if options.trace in WORKLOADS:
-        values = dict(one.partition("=")[::2] for one in options.set)
-        workload = build(options.trace, values)
-        return lambda: generate(
-            workload,
-            seed=options.seed,
-            requests_per_s=options.rate * options.speedup,
-            count=options.requests or 2000,
-        )
-    path = Path(options.trace)
-    if not path.exists():
-        names = ", ".join(WORKLOADS)
-        raise ValueError(f"{options.trace}: no such file, nor a workload ({names})")
-    return lambda: mooncake.read(path, limit=options.requests, speedup=options.speedup)
 
 
 def _progress(policies: int) -> "Told":

@@ -207,16 +207,30 @@ class TestAnswerReader:
         assert (answer.replica, answer.matched_tokens, answer.cached_share) == (None, None, None)
         assert chat.status_line(answer) == "replica not told · first token 1,000 ms"
 
+    def test_thoughts_and_plain_completions_are_tokens_too_and_the_gaps_between_are_kept(self):
+        reader = AnswerReader(0.0)
+        events = [
+            (1.0, '{"choices":[{"delta":{"role":"assistant","content":""}}]}'),
+            (2.0, '{"choices":[{"delta":{"reasoning":"hm"}}]}'),
+            (2.5, '{"choices":[{"delta":{"reasoning_content":"hm"}}]}'),
+            (3.5, '{"choices":[{"text":"a"}]}'),
+            (4.0, '{"choices":[{"text":"","finish_reason":"stop"}]}'),
+        ]
+        said = [reader.feed(f"data: {event}\n\n".encode(), now_s) for now_s, event in events]
+        assert said == ["", "", "", "a", ""]
+        assert (reader.first_s, reader.last_s, reader.gaps_s) == (2.0, 4.0, [0.5, 1.0])
+
     @pytest.mark.parametrize(
         ("data", "message"),
         [
             (b"", "ended before the answer did"),
             (b"data: [DONE]\n\n", "holds no token"),
-            (b"data: <html>\n\n", "not a chat stream"),
+            (b"data: <html>\n\n", "not a stream of answers"),
+            (b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n', "not a stream of answers"),
             (b'data: {"error":{"message":"lost","code":502}}\n\n', "broke off: lost"),
             (b'data: {"error":"lost"}\n\n', "broke off: lost"),
         ],
-        ids=["nothing", "only the end", "not JSON", "error event", "error as text"],
+        ids=["nothing", "only the end", "not JSON", "not UTF-8", "error event", "error as text"],
     )
     def test_what_is_no_whole_answer_is_an_error(self, data, message):
         with pytest.raises(StreamBroken, match=message):
@@ -226,6 +240,9 @@ class TestAnswerReader:
         error = refused(502, b"")
         assert isinstance(error, RequestRefused)
         assert (str(error), error.status) == ("HTTP 502: no reason given", 502)
+
+    def test_a_refusal_that_is_not_utf_8_is_told_as_far_as_it_is(self):
+        assert str(refused(500, b'{"error": "\xff lost"}')) == 'HTTP 500: {"error": "\ufffd lost"}'
 
 
 def test_a_conversation_keeps_questions_and_answers_in_turn():

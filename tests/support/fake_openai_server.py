@@ -90,7 +90,7 @@ class FakeServer:
         words = " ".join(f"{m.role} {m.content}" for m in request.messages).split()
         first = next(m.content for m in request.messages if m.role == "user")
         replica = f"r{len(str(first)) % 2}"
-        cached = max((_common(words, old) for old in self.seen[replica]), default=0)
+        cached = max((common_words(words, old) for old in self.seen[replica]), default=0)
         response = web.StreamResponse(
             headers={
                 "content-type": "text/event-stream",
@@ -190,7 +190,7 @@ def _event(
     return frame(msgspec.json.encode(chunk))
 
 
-def _common(first: list[str], second: list[str]) -> int:
+def common_words(first: list[str], second: list[str]) -> int:
     length = 0
     for one, other in zip(first, second, strict=False):
         if one != other:

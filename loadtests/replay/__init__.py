@@ -1,0 +1,1 @@
+"""Trace-driven load against an OpenAI-compatible server: what `warmroute replay` is made of."""
