@@ -148,12 +148,19 @@ class ServedModel:
                 bytes_per_token=self.cost.bytes_per_token,
                 expected_output_tokens=output_tokens,
                 excluded=excluded,
+                now=now,
             ),
             self.fleet,
             self._rng,
         )
         self.last_decision = decision
-        lease = self.fleet.lease(decision.replica, decision.uncached_tokens, output_tokens, now)
+        lease = self.fleet.lease(
+            decision.replica,
+            decision.uncached_tokens,
+            output_tokens,
+            now,
+            matched_tokens=decision.matched_tokens,
+        )
         if not streaming:
             rates = lease.replica.rates
             prefill_s = rates.overhead_s + lease.tokens_ahead * rates.prefill_s_per_token

@@ -69,11 +69,18 @@ class Ours:
                 match=self._tree.match((), text),
                 bytes_per_token=self._cost.bytes_per_token,
                 expected_output_tokens=expected,
+                now=now,
             ),
             self._fleet,
             self._rng,
         )
-        lease = self._fleet.lease(decision.replica, decision.uncached_tokens, expected, now)
+        lease = self._fleet.lease(
+            decision.replica,
+            decision.uncached_tokens,
+            expected,
+            now,
+            matched_tokens=decision.matched_tokens,
+        )
         routed = self._predictions.routed(decision.replica, (), text, now)
         self._under_way[request.number] = (lease, routed, None)
         return self._numbers[decision.replica]

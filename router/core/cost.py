@@ -152,7 +152,7 @@ class CostModel:
     def forget(self, replica: ReplicaId) -> None:
         self._learned.pop(replica, None)
 
-    def observe_prefill(self, replica: ReplicaId, tokens: int, seconds: float) -> None:
+    def observe_prefill(self, replica: ReplicaId, tokens: float, seconds: float) -> None:
         """A first token came `seconds` after its request was sent.
 
         Args:

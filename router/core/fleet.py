@@ -35,8 +35,13 @@ class Replica:
         held_tokens: Tokens its events say it holds.
         trust: How far its events are to be believed, 0 to 1: less while they are not followed.
         pending_prefill_tokens: Uncached prompt tokens of our leases before their first byte.
+        head_tokens: Of these, those of the oldest such lease: what it computes now.
+        head_since: When it began to, as far as we can tell: when that lease was taken, or the
+            first byte before it came.
         running: Our leases.
-        other_prefill_tokens, other_running: The same of the router's other workers.
+        occupied_tokens: KV cache our leases take until they end: prompts and expected answers.
+        other_prefill_tokens, other_running, other_occupied_tokens: The same of the router's other
+            workers.
     """
 
     id: ReplicaId
@@ -48,9 +53,40 @@ class Replica:
     held_tokens: int = 0
     trust: float = 1.0
     pending_prefill_tokens: int = 0
+    head_tokens: int = 0
+    head_since: float = 0.0
     running: int = 0
+    occupied_tokens: int = 0
     other_prefill_tokens: int = 0
     other_running: int = 0
+    other_occupied_tokens: int = 0
+    _pending: dict[Lease, None] = field(default_factory=dict, repr=False)
+
+    def tokens_to_prefill(self, now: float) -> float:
+        """Prompt tokens to compute before a request that comes now: what is done of the oldest
+        prompt counts no more."""
+        tokens = self.pending_prefill_tokens + self.other_prefill_tokens
+        if not self.head_tokens:
+            return tokens
+        done = (now - self.head_since) / self.rates.prefill_s_per_token
+        return tokens - min(self.head_tokens, max(0.0, done))
+
+    def _prefills(self, lease: Lease) -> None:
+        """Its prompt is to be computed, after those that are already."""
+        self.pending_prefill_tokens += lease.uncached_tokens
+        self._pending[lease] = None
+        if len(self._pending) == 1:
+            self.head_tokens, self.head_since = lease.uncached_tokens, lease.taken_at
+
+    def _prefilled(self, lease: Lease, now: float) -> None:
+        """It is, or will never be."""
+        self.pending_prefill_tokens -= lease.uncached_tokens
+        was_head = next(iter(self._pending)) is lease
+        del self._pending[lease]
+        if was_head:
+            head = next(iter(self._pending), None)
+            self.head_tokens = 0 if head is None else head.uncached_tokens
+            self.head_since = now
 
 
 @dataclass(slots=True, eq=False)
@@ -59,16 +95,18 @@ class Lease:
 
     Attributes:
         uncached_tokens: Prompt tokens it makes the replica compute.
-        tokens_ahead: Uncached tokens that waited there before it, and `uncached_tokens` itself:
-            what its time to first token has to be divided by.
+        tokens_ahead: Uncached tokens to be computed there before it, and `uncached_tokens`
+            itself: what its time to first token has to be divided by.
         expected_output_tokens: Our guess when it was taken.
+        occupied_tokens: KV cache it takes until it ends: its prompt and expected answer.
         taken_at, first_byte_at, released_at: The caller's seconds; None while it has not happened.
     """
 
     replica: Replica
     uncached_tokens: int
     expected_output_tokens: float
-    tokens_ahead: int
+    tokens_ahead: float
+    occupied_tokens: int
     taken_at: float
     first_byte_at: float | None = None
     released_at: float | None = None
@@ -82,7 +120,7 @@ class Lease:
         if self.first_byte_at is not None or self.released_at is not None:
             return None
         self.first_byte_at = now
-        self.replica.pending_prefill_tokens -= self.uncached_tokens
+        self.replica._prefilled(self, now)
         assert self._fleet is not None, "leases come from a fleet"
         self._fleet._show(self.replica)
         return now - self.taken_at
@@ -93,8 +131,9 @@ class Lease:
             return False
         self.released_at = now
         self.replica.running -= 1
+        self.replica.occupied_tokens -= self.occupied_tokens
         if self.first_byte_at is None:
-            self.replica.pending_prefill_tokens -= self.uncached_tokens
+            self.replica._prefilled(self, now)
         assert self._fleet is not None, "leases come from a fleet"
         self._fleet._forget_lease(self)
         return True
@@ -156,7 +195,7 @@ class Fleet:
 
     def add(self, replica: Replica) -> None:
         assert replica.id not in self._replicas, f"replica {replica.id!r} is there already"
-        assert replica.running == replica.pending_prefill_tokens == 0, "a new replica has no work"
+        assert replica.running == replica.occupied_tokens == 0, "a new replica has no work"
         self._replicas[replica.id] = replica
         self._sort()
 
@@ -180,15 +219,29 @@ class Fleet:
         return Transition(replica, before, found_after, event)
 
     def lease(
-        self, replica: ReplicaId, uncached_tokens: int, expected_output_tokens: float, now: float
+        self,
+        replica: ReplicaId,
+        uncached_tokens: int,
+        expected_output_tokens: float,
+        now: float,
+        *,
+        matched_tokens: int = 0,
     ) -> Lease:
-        """Count a request as the replica's work. Raises UnknownReplica."""
+        """Count a request as the replica's work. Raises UnknownReplica.
+
+        Args:
+            matched_tokens: Of its prompt, those the replica holds: they are kept there for it.
+        """
         assert uncached_tokens >= 0, "there is no negative work"
         found = self[replica]
-        ahead = found.pending_prefill_tokens + found.other_prefill_tokens + uncached_tokens
-        lease = Lease(found, uncached_tokens, expected_output_tokens, ahead, now, _fleet=self)
-        found.pending_prefill_tokens += uncached_tokens
+        ahead = found.tokens_to_prefill(now) + uncached_tokens
+        occupied = matched_tokens + uncached_tokens + round(expected_output_tokens)
+        lease = Lease(
+            found, uncached_tokens, expected_output_tokens, ahead, occupied, now, _fleet=self
+        )
+        found._prefills(lease)
         found.running += 1
+        found.occupied_tokens += occupied
         self._leases.add(lease)
         self.turn += 1
         self._show(found)
@@ -211,9 +264,9 @@ class Fleet:
         """See what the router's other workers have in flight. Call it before each choice."""
         if self._board is None:
             return
-        for replica, running, pending in self._board.others():
+        for replica, others in self._board.others():
             found = self._replicas[replica]
-            found.other_running, found.other_prefill_tokens = running, pending
+            found.other_running, found.other_prefill_tokens, found.other_occupied_tokens = others
 
     def _forget_lease(self, lease: Lease) -> None:
         self._leases.remove(lease)
@@ -221,7 +274,8 @@ class Fleet:
 
     def _show(self, replica: Replica) -> None:
         if self._board is not None:
-            self._board.show(replica.id, replica.running, replica.pending_prefill_tokens)
+            load = (replica.running, replica.pending_prefill_tokens, replica.occupied_tokens)
+            self._board.show(replica.id, *load)
 
     def _sort(self) -> None:
         self.ready = [one for one in self._replicas.values() if one.state is State.READY]
@@ -231,14 +285,17 @@ class Fleet:
         """Assert what must always hold: totals are the sums over live leases."""
         running: dict[Replica, int] = dict.fromkeys(self._replicas.values(), 0)
         pending: dict[Replica, int] = dict.fromkeys(self._replicas.values(), 0)
+        occupied: dict[Replica, int] = dict.fromkeys(self._replicas.values(), 0)
         for lease in self._leases:
             assert lease.released_at is None, "a released lease is forgotten"
             running[lease.replica] = running.get(lease.replica, 0) + 1
             waits = lease.uncached_tokens if lease.first_byte_at is None else 0
             pending[lease.replica] = pending.get(lease.replica, 0) + waits
+            occupied[lease.replica] = occupied.get(lease.replica, 0) + lease.occupied_tokens
         for replica in running:
             assert replica.running == running[replica], "every lease is counted once"
             assert replica.pending_prefill_tokens == pending[replica], "until its first byte"
+            assert replica.occupied_tokens == occupied[replica], "until it ends"
             assert 0.0 <= replica.trust <= 1.0, "trust is a share"
         for state, members in ((State.READY, self.ready), (State.SUSPECT, self.suspect)):
             assert members == [one for one in self.replicas if one.state is state]

@@ -33,6 +33,7 @@ class RouteQuery(NamedTuple):
         bytes_per_token: Of this model's prompts, as learned.
         expected_output_tokens: How long the answer will be, as learned and limited.
         excluded: Replicas that were tried already.
+        now: The caller's seconds.
     """
 
     prompt: bytes
@@ -40,6 +41,7 @@ class RouteQuery(NamedTuple):
     bytes_per_token: float = 4.0
     expected_output_tokens: float = 128.0
     excluded: Collection[ReplicaId] = ()
+    now: float = 0.0
 
 
 class FleetView(Protocol):

@@ -1,15 +1,28 @@
 """The default policy: the replica where the request costs the fewest seconds, to it and to others.
 
-    wait      tokens still to prefill there / prefill rate
+    wait      until its prompt's turn comes: tokens still to prefill there / prefill rate, less what
+              is done of them; and until the KV cache has room for it, where running requests take
+              it all
     prefill   uncached tokens / prefill rate + overhead; a token to load from a slower tier is
               a fraction of an uncached one
-    decode    the answer's steps beside those that run, and how much it slows those down
+    decode    the answer's steps beside those that run, and how much it slows those down: a share
+              of it, since a second spread over an answer is felt less than one before it
     room      what its uncached tokens cost others: a share of their prefill time again, and that
               of the tokens they push out of a full cache
 
 Wait and prefill are the seconds we expect to the first token; the others weigh. Without the share
 in `room`, a request that follows its twin would gain nothing from waiting for the twin's prefill,
 and every burst of siblings would scatter.
+
+    the KV cache of a replica, tokens:
+
+    0                                    occupied      capacity
+    |##########  running requests  ##########|.............|
+                                             |---- this request ----|
+                                                           |- over -|
+
+Tokens come free as requests end. One takes output · step seconds, so occupied / (output · step)
+tokens come free each second, and those over take over / occupied of the time of one answer.
 
 Replicas within a *near-tie* of the best are as good as the best: the difference is no more than
 prefilling 64 tokens, or half of the prompt. Between them a rendezvous hash of the prompt's first
@@ -51,6 +64,7 @@ class PrefixAware:
     Attributes:
         uncached_weight: What a token to compute costs all together, in times of computing it; at
             least 1.
+        decode_weight: What a second of the answer costs, in seconds before its first token.
         eviction_weight: What a token pushed out of a full cache costs, in tokens to compute
             again: 1 if all of them will be asked for once more.
         host_load_weight, disk_load_weight: What a token costs that lies in host memory or on disk,
@@ -59,6 +73,7 @@ class PrefixAware:
     """
 
     uncached_weight: float = 2.0
+    decode_weight: float = 0.1
     eviction_weight: float = 1.0
     host_load_weight: float = 0.05
     disk_load_weight: float = 0.4
@@ -66,7 +81,7 @@ class PrefixAware:
     def choose(self, query: RouteQuery, view: FleetView, rng: Random) -> Decision:
         """The cheapest replica, or the one of the near-ties that the prompt's hash picks."""
         routable = candidates(query, view)
-        prompt, match, bytes_per_token, output, _ = query
+        prompt, match, bytes_per_token, output, _, now = query
         confirmed, predicted = match
         room_share = self.uncached_weight - 1.0
         # In a large fleet many hold nothing of a prompt, and many the same.
@@ -83,8 +98,15 @@ class PrefixAware:
                 )
             matched, uncached, told, host, disk = split
             s_per_token = rates.prefill_s_per_token
-            waiting = replica.pending_prefill_tokens + replica.other_prefill_tokens
-            wait = waiting * s_per_token
+            wait = replica.tokens_to_prefill(now) * s_per_token
+            running = replica.running + replica.other_running
+            capacity = replica.capacity_tokens
+            if capacity is not None:
+                occupied = replica.occupied_tokens + replica.other_occupied_tokens
+                over = occupied + matched + uncached + output - capacity
+                if over > 0 and occupied:
+                    step_s = rates.decode_base_s + rates.decode_slope_s * running
+                    wait += min(1.0, over / occupied) * output * step_s
             computed = float(uncached)
             if told:
                 computed += told * (1.0 - replica.trust)
@@ -94,12 +116,12 @@ class PrefixAware:
             prefill = loaded * s_per_token + rates.overhead_s
             # Our steps, one sequence slower than now; and those of the others, who are on average
             # half way through answers like ours.
-            running = 1.5 * (replica.running + replica.other_running) + 1.0
-            decode = output * (rates.decode_base_s + rates.decode_slope_s * running)
+            step_s = rates.decode_base_s + rates.decode_slope_s * (1.5 * running + 1.0)
+            decode = output * step_s * self.decode_weight
             room = computed * room_share * s_per_token
-            if replica.capacity_tokens is not None:
+            if capacity is not None:
                 added = uncached + output
-                over = replica.held_tokens + added - replica.capacity_tokens
+                over = replica.held_tokens + added - capacity
                 if over > 0:
                     room += min(over, added) * s_per_token * self.eviction_weight
             cost = wait + prefill + decode + room

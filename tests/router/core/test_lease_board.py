@@ -59,8 +59,10 @@ class WorkersShareABoard(RuleBasedStateMachine):
     def all_see_the_same(self) -> None:
         running = dict.fromkeys(REPLICAS, 0)
         pending = dict.fromkeys(REPLICAS, 0)
+        occupied = dict.fromkeys(REPLICAS, 0)
         for lease in (one for leases in self.leases for one in leases):
             running[lease.replica.id] += 1
+            occupied[lease.replica.id] += lease.occupied_tokens
             if lease.first_byte_at is None:
                 pending[lease.replica.id] += lease.uncached_tokens
         for fleet in self.fleets:
@@ -69,6 +71,7 @@ class WorkersShareABoard(RuleBasedStateMachine):
             for one in fleet.replicas:
                 assert one.running + one.other_running == running[one.id]
                 assert one.pending_prefill_tokens + one.other_prefill_tokens == pending[one.id]
+                assert one.occupied_tokens + one.other_occupied_tokens == occupied[one.id]
 
 
 TestWorkersShareABoard = WorkersShareABoard.TestCase
@@ -79,12 +82,12 @@ def test_only_what_changed_is_told() -> None:
     memory = memoryview(bytearray(board_bytes(2, 3)))
     mine = LeaseBoard(memory, REPLICAS, workers=2, worker=0)
     other = LeaseBoard(memory, REPLICAS, workers=2, worker=1)
-    mine.show("r0", 1, 10)
+    mine.show("r0", 1, 10, 100)
     assert list(mine.others()) == []
-    other.show("r2", 3, 30)
-    assert list(mine.others()) == [("r2", 3, 30)]
+    other.show("r2", 3, 30, 300)
+    assert list(mine.others()) == [("r2", (3, 30, 300))]
     assert list(mine.others()) == []
-    assert list(other.others()) == [("r0", 1, 10)]
+    assert list(other.others()) == [("r0", (1, 10, 100))]
     mine.check()
 
 

@@ -62,6 +62,7 @@ def situations(draw: st.DrawFn) -> tuple[RouteQuery, Fleet]:
             trust=draw(st.floats(0, 1)),
             other_prefill_tokens=draw(st.integers(0, 5000)),
             other_running=draw(st.integers(0, 20)),
+            other_occupied_tokens=draw(st.integers(0, 9000)),
         )
         fleet.add(one)
         if draw(st.booleans()):
@@ -117,6 +118,33 @@ def test_other_routers_work_counts_like_ours() -> None:
     fleet = fleet_of(replica("warm", other_prefill_tokens=5000), replica("cold"))
     query = RouteQuery(prompt=b"p" * 4000, match=matching(warm=800))
     assert choose(query, fleet).replica == "cold"
+
+
+def test_a_full_cache_is_a_wait_for_answers_to_end() -> None:
+    full = replica("full", capacity_tokens=10_000, other_running=4, other_occupied_tokens=8_000)
+    fleet = fleet_of(full)
+    query = RouteQuery(prompt=b"p" * 4000 * BYTES_PER_TOKEN, expected_output_tokens=100)
+    (terms,) = choose(query, fleet).terms
+    step_s = 0.02 + 0.0005 * 4
+    over = 8_000 + 4_000 + 100 - 10_000
+    assert terms.wait == pytest.approx(over / 8_000 * 100 * step_s)
+    full.other_occupied_tokens = 5_900
+    (terms,) = choose(query, fleet).terms
+    assert terms.wait == 0.0, "there is room"
+    full.capacity_tokens = None
+    full.other_occupied_tokens = 90_000
+    (terms,) = choose(query, fleet).terms
+    assert terms.wait == 0.0, "nobody knows its size"
+
+
+def test_our_own_requests_fill_a_cache_too_and_leave_it() -> None:
+    fleet = fleet_of(replica("warm", capacity_tokens=4_000), replica("cold", capacity_tokens=4_000))
+    query = RouteQuery(prompt=b"p" * 4000, match=matching(warm=960), expected_output_tokens=500)
+    lease = fleet.lease("warm", 10, 500, now=0.0, matched_tokens=3_490)
+    lease.first_byte(now=1.0)
+    assert choose(query, fleet).replica == "cold"
+    lease.release(now=2.0)
+    assert choose(query, fleet).replica == "warm"
 
 
 def test_a_match_that_is_not_trusted_is_worth_nothing() -> None:

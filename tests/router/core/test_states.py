@@ -104,16 +104,47 @@ def test_an_unknown_replica_is_named() -> None:
 def test_a_lease_counts_its_prompt_until_the_first_byte_and_itself_until_released() -> None:
     fleet = fleet_of("a")
     fleet.lease("a", 50, 10.0, now=0.0)
-    lease = fleet.lease("a", 100, 10.0, now=1.0)
+    lease = fleet.lease("a", 100, 10.0, now=0.0)
     assert lease.tokens_ahead == 150
     assert (fleet["a"].pending_prefill_tokens, fleet["a"].running) == (150, 2)
-    assert lease.first_byte(now=1.5) == 0.5
-    assert lease.first_byte(now=1.6) is None
+    assert lease.first_byte(now=0.5) == 0.5
+    assert lease.first_byte(now=0.6) is None
     assert (fleet["a"].pending_prefill_tokens, fleet["a"].running) == (50, 2)
     assert lease.release(now=2.0)
     assert not lease.release(now=2.0)
     assert lease.first_byte(now=3.0) is None
     assert (fleet["a"].pending_prefill_tokens, fleet["a"].running) == (50, 1)
+    fleet.check()
+
+
+def test_a_lease_occupies_prompt_and_answer_until_it_ends() -> None:
+    fleet = fleet_of("a")
+    lease = fleet.lease("a", 50, 10.4, now=0.0, matched_tokens=32)
+    assert fleet["a"].occupied_tokens == lease.occupied_tokens == 92
+    lease.first_byte(now=1.0)
+    assert fleet["a"].occupied_tokens == 92
+    lease.release(now=2.0)
+    assert fleet["a"].occupied_tokens == 0
+
+
+def test_what_is_done_of_the_oldest_prompt_is_not_ahead_of_the_next_one() -> None:
+    fleet = fleet_of("a")
+    one = fleet["a"]
+    tokens_per_s = one.rates.prefill_tokens_per_s
+    first = fleet.lease("a", 1000, 1.0, now=10.0)
+    second = fleet.lease("a", 600, 1.0, now=10.0)
+    third = fleet.lease("a", 100, 1.0, now=10.0)
+    assert one.tokens_to_prefill(10.0) == 1700
+    assert one.tokens_to_prefill(10.0 + 400 / tokens_per_s) == pytest.approx(1300)
+    assert one.tokens_to_prefill(99.0) == 700, "it takes longer than we think, but it is one prompt"
+    third.first_byte(now=20.0)  # somebody else's is no news of the oldest one
+    assert one.tokens_to_prefill(99.0) == 600
+    first.first_byte(now=100.0)
+    assert one.tokens_to_prefill(100.0) == 600, "the next one has only begun"
+    later = 100.0 + 200 / tokens_per_s
+    assert fleet.lease("a", 50, 1.0, now=later).tokens_ahead == pytest.approx(450)
+    second.release(now=101.0)
+    assert one.tokens_to_prefill(101.0) == 50
     fleet.check()
 
 
