@@ -28,9 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--eviction",
-        default="reuse",
+        default="lru",
         metavar="NAME",
-        help="how replicas choose what to evict: reuse, lru (default: %(default)s)",
+        help="how replicas choose what to evict: lru, reuse (default: %(default)s)",
     )
     parser.add_argument("--block-size", type=int, default=64, metavar="TOKENS", help="default: 64")
     parser.add_argument("--json", action="store_true", help="rows in place of a table")

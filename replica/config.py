@@ -84,9 +84,10 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         max_waiting_sequences: Sequences that wait for a place; one more is answered 429.
             Default 256.
         prefix_cache: Whether prompts share the KV blocks of equal beginnings. Default true.
-        eviction: Which cached blocks are given up for new ones. `reuse`: those that are least
-            likely to be used soon, by what is learned of how often and how soon blocks come back.
-            `lru`: those let go of longest ago. Default reuse.
+        eviction: Which cached blocks are given up for new ones. `lru`: those let go of longest ago.
+            `reuse`: those that are least likely to be used soon, by what is learned of how often
+            and how soon blocks come back; better where many prompts come once, not everywhere
+            (docs/decisions/018). Default lru.
     """
 
     device: Annotated[str, Meta(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
@@ -102,7 +103,7 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_running_sequences: Positive = 32
     max_waiting_sequences: Positive = 256
     prefix_cache: bool = True
-    eviction: EvictionName = "reuse"
+    eviction: EvictionName = "lru"
 
     @property
     def told_blocks(self) -> int | None:

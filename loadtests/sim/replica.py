@@ -67,7 +67,7 @@ class SimReplica:
     at: At
     outcomes: Callable[[Outcome, float], None]
     published: Callable[[list[KvEvent], float], None]
-    eviction: EvictionName = "reuse"
+    eviction: EvictionName = "lru"
     computed_tokens: int = 0
     busy_s: float = 0.0
     _requests: dict[int, SimRequest] = field(default_factory=dict)

@@ -33,7 +33,7 @@ class ReplicaSpec:
     block_size: int = 64
     slowness: float = 1.0
     cache_blocks: int | None = None
-    eviction: EvictionName = "reuse"
+    eviction: EvictionName = "lru"
     event_delay_s: float = 0.01
     restarts_at_s: tuple[float, ...] = ()
 

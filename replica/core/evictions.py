@@ -6,10 +6,10 @@ from typing import Literal
 from replica.core.eviction import Eviction, LeastRecentlyUsed
 from replica.core.reuse_aware import ReuseAware
 
-EvictionName = Literal["reuse", "lru"]
+EvictionName = Literal["lru", "reuse"]
 
 EVICTIONS: Mapping[EvictionName, Callable[[int], Eviction]] = {
-    "reuse": ReuseAware,
     "lru": LeastRecentlyUsed,
+    "reuse": ReuseAware,
 }
 """Each makes an empty one for so many blocks."""

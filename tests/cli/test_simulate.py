@@ -62,7 +62,7 @@ def test_replicas_evict_as_they_are_told(capsys: pytest.CaptureFixture[str]) -> 
         (["chat", "--policy", "best"], "--policy best: there are all, prefix_aware"),
         (["chat", "--preset", "tpu"], "--preset tpu: there are h100-8b"),
         (["chat", "--replicas", "0"], "--replicas: expected at least 1, got 0"),
-        (["chat", "--eviction", "mru"], "--eviction mru: there are reuse, lru"),
+        (["chat", "--eviction", "mru"], "--eviction mru: there are lru, reuse"),
         (["chat", "--set", "colour=red"], "chat: no parameter 'colour'"),
     ],
     ids=["trace", "policy", "preset", "replicas", "eviction", "parameter"],
