@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-blocks", type=int, metavar="B", help="of each replica (default: its memory's)"
     )
+    parser.add_argument(
+        "--eviction",
+        default="lru",
+        metavar="NAME",
+        help="how replicas choose what to evict: lru, reuse (default: %(default)s)",
+    )
     parser.add_argument("--block-size", type=int, default=64, metavar="TOKENS", help="default: 64")
     parser.add_argument("--json", action="store_true", help="rows in place of a table")
 
@@ -36,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
     from loadtests.sim.report import as_json, table
     from loadtests.sim.timing import PRESETS
     from loadtests.sim.world import ReplicaSpec
+    from replica.core.evictions import EVICTIONS
 
     try:
         routers = _routers(options.policy)
@@ -47,8 +54,13 @@ def run(options: argparse.Namespace) -> int:
             value = getattr(options, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+        if options.eviction not in EVICTIONS:
+            raise ValueError(f"--eviction {options.eviction}: there are {', '.join(EVICTIONS)}")
         spec = ReplicaSpec(
-            preset=preset, block_size=options.block_size, cache_blocks=options.cache_blocks
+            preset=preset,
+            block_size=options.block_size,
+            cache_blocks=options.cache_blocks,
+            eviction=options.eviction,
         )
         requests()  # what is wrong with it is told before anything runs
     except (OSError, ValueError) as error:

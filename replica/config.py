@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from replica.core.evictions import EvictionName
+
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -82,6 +84,10 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         max_waiting_sequences: Sequences that wait for a place; one more is answered 429.
             Default 256.
         prefix_cache: Whether prompts share the KV blocks of equal beginnings. Default true.
+        eviction: Which cached blocks are given up for new ones. `lru`: those let go of longest ago.
+            `reuse`: those that are least likely to be used soon, by what is learned of how often
+            and how soon blocks come back; better where many prompts come once, not everywhere
+            (docs/decisions/018). Default lru.
     """
 
     device: Annotated[str, Meta(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
@@ -97,6 +103,7 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_running_sequences: Positive = 32
     max_waiting_sequences: Positive = 256
     prefix_cache: bool = True
+    eviction: EvictionName = "lru"
 
     @property
     def told_blocks(self) -> int | None:

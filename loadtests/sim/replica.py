@@ -17,6 +17,7 @@ from protocol.kv_events import KvEvent
 from replica.core import sequence as engine
 from replica.core.block_pool import BlockPool
 from replica.core.coast import coast, coast_steps_max
+from replica.core.evictions import EVICTIONS, EvictionName
 from replica.core.limits import NeverFits, SchedulerLimits
 from replica.core.plan import SamplingParams, SequenceSlice, StepPlan, StepResult
 from replica.core.scheduler import Scheduler
@@ -66,6 +67,7 @@ class SimReplica:
     at: At
     outcomes: Callable[[Outcome, float], None]
     published: Callable[[list[KvEvent], float], None]
+    eviction: EvictionName = "lru"
     computed_tokens: int = 0
     busy_s: float = 0.0
     _requests: dict[int, SimRequest] = field(default_factory=dict)
@@ -82,7 +84,9 @@ class SimReplica:
                 max_waiting_sequences=1 << 30,
                 max_model_len=_MODEL_LEN,
             ),
-            pool=BlockPool(self.cache_blocks, self.block_size),
+            pool=BlockPool(
+                self.cache_blocks, self.block_size, EVICTIONS[self.eviction](self.cache_blocks)
+            ),
         )
         self._plan: StepPlan | None = None
         self._coast: _Coast | None = None

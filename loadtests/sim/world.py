@@ -14,6 +14,7 @@ from loadtests.sim.request import SimRequest
 from loadtests.sim.router import MakeRouter, ReplicaFacts
 from loadtests.sim.timing import Preset
 from protocol.kv_events import KvEvent
+from replica.core.evictions import EvictionName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,7 @@ class ReplicaSpec:
     Attributes:
         slowness: How many times as long as the preset says everything takes.
         cache_blocks: None: as many as the preset's memory holds.
+        eviction: How its cache chooses what to give up.
         event_delay_s: From a KV event's making to its being heard.
         restarts_at_s: When it comes back empty.
     """
@@ -31,6 +33,7 @@ class ReplicaSpec:
     block_size: int = 64
     slowness: float = 1.0
     cache_blocks: int | None = None
+    eviction: EvictionName = "lru"
     event_delay_s: float = 0.01
     restarts_at_s: tuple[float, ...] = ()
 
@@ -167,6 +170,7 @@ class World:
             at=self.at,
             outcomes=partial(self._outcome, number),
             published=partial(self._published, number),
+            eviction=spec.eviction,
         )
 
     def _outcome(self, replica: int, outcome: Outcome, now: float) -> None:

@@ -81,9 +81,15 @@ class BlockPool:
         """How many of `blocks` nobody holds: acquiring them makes that many fewer free."""
         return sum(self._references[block] == 0 for block in blocks)
 
-    def acquire(self, blocks: Iterable[int]) -> None:
-        """One more sequence holds each of `blocks`, which are cached."""
-        for block in blocks:
+    def acquire(self, blocks: Iterable[int], num_had: int = 0) -> None:
+        """One more sequence holds each of `blocks`, which are cached, parents first.
+
+        Args:
+            num_had: The sequence had the first so many before: coming back to them is no reuse.
+        """
+        for index, block in enumerate(blocks):
+            if index >= num_had:
+                self._eviction.reused(block)
             if self._references[block] == 0:
                 self._eviction.remove(block)
             self._references[block] += 1
@@ -109,8 +115,11 @@ class BlockPool:
                 else:
                     self._eviction.add(block)
 
-    def store(self, block: int, key: BlockKey) -> int | None:
+    def store(self, block: int, key: BlockKey, again: bool = False) -> int | None:
         """`block` has been filled with what `key` says: it can be found from now on.
+
+        Args:
+            again: Its sequence had this content before: computing it again is no reuse.
 
         Returns:
             The block to use in its place from now on: `block`, or the one that holds the same
@@ -124,11 +133,13 @@ class BlockPool:
         if existing is None:
             self._by_hash[key.hash] = block
             self._keys[block] = key
+            parent = None if key.parent_hash is None else self._by_hash[key.parent_hash]
+            self._eviction.stored(block, key.hash, parent, again)
             self._record_stored(key)
             return block
         if self._keys[existing] != key:
             return None
-        self.acquire([existing])
+        self.acquire([existing], int(again))
         self._references[block] = 0
         self._empty.append(block)
         return existing

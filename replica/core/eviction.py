@@ -13,6 +13,20 @@ from typing import Protocol
 class Eviction(Protocol):
     """The order in which free but cached blocks are given up."""
 
+    def stored(self, block: int, name: int, parent: int | None, again: bool) -> None:
+        """`block`, which a sequence holds, has been filled.
+
+        Args:
+            name: Its content's: the same whenever that content is stored.
+            parent: The block above it, which is cached; None: it begins a chain.
+            again: The sequence had this content before and lost it: nobody new asked for it.
+        """
+        ...
+
+    def reused(self, block: int) -> None:
+        """A further sequence takes `block`, a candidate or not; the blocks above it first."""
+        ...
+
     def add(self, block: int) -> None:
         """`block` became a candidate: its last sequence let go of it."""
         ...
@@ -28,7 +42,7 @@ class Eviction(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[int]:
-        """The candidates, first to go first."""
+        """The candidates."""
         ...
 
     def check(self) -> None: ...
@@ -51,6 +65,12 @@ class LeastRecentlyUsed:
         self._previous: list[int | None] = [None] * blocks + [blocks]
         self._length = 0
 
+    def stored(self, block: int, name: int, parent: int | None, again: bool) -> None:
+        """What a block holds, and for whom, does not matter."""
+
+    def reused(self, block: int) -> None:
+        """Only when it was let go of matters."""
+
     def add(self, block: int) -> None:
         assert self._next[block] is None, f"block {block} is in the list already"
         last = self._previous[self._end]
@@ -71,16 +91,21 @@ class LeastRecentlyUsed:
         self._length -= 1
 
     def pop(self) -> int:
-        first = self._next[self._end]
-        assert first is not None
-        assert first != self._end, "nothing to evict"
+        first = self.first()
+        assert first is not None, "nothing to evict"
         self.remove(first)
         return first
+
+    def first(self) -> int | None:
+        """The block that `pop` would take; None: there is none."""
+        first = self._next[self._end]
+        return None if first == self._end else first
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[int]:
+        """The candidates, first to go first."""
         block = self._next[self._end]
         while block != self._end:
             assert block is not None

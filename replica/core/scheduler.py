@@ -238,7 +238,7 @@ class Scheduler:
             free_after = self.pool.free_blocks - self.pool.count_evictable(hit) - needed
             if free_after < len(self._running):
                 return
-            self.pool.acquire(hit)
+            self.pool.acquire(hit, sequence.num_had_blocks)
             sequence.blocks = hit + self.pool.allocate(needed)
             self._waiting.remove(sequence)
             insort(self._running, sequence, key=lambda one: one.arrival)
@@ -323,7 +323,8 @@ class Scheduler:
         ):
             index = sequence.num_stored
             key = sequence.key(index, self.pool.block_size)
-            block = self.pool.store(sequence.blocks[index], key)
+            had = index < sequence.num_had_blocks
+            block = self.pool.store(sequence.blocks[index], key, again=had)
             if block is None:
                 sequence.findable = False
                 return

@@ -63,6 +63,7 @@ class Sequence:
         blocks: Block table. While running it covers every token that is planned.
         num_kept_blocks: Blocks [0, num_kept_blocks) are as its last slice had them.
         num_stored: Blocks [0, num_stored) of the table are findable by others.
+        num_had_blocks: Blocks [0, num_had_blocks) were findable before it was preempted.
         findable: False once a block of it could not be stored: then none below it may be.
         cached_tokens: Prompt tokens found in the cache when it was first admitted.
         lost_tokens: Tokens computed before a preemption and not computed again yet.
@@ -82,6 +83,7 @@ class Sequence:
     block_keys: list[BlockKey] = field(default_factory=list)
     num_kept_blocks: int = 0
     num_stored: int = 0
+    num_had_blocks: int = 0
     findable: bool = True
     cached_tokens: int = 0
     lost_tokens: int = 0
@@ -135,6 +137,7 @@ class Sequence:
     def forget_blocks(self) -> None:
         """Nothing of it is in the cache any more."""
         self.blocks = []
+        self.num_had_blocks = max(self.num_had_blocks, self.num_stored)
         self.num_computed = self.num_planned = self.num_stored = self.num_kept_blocks = 0
 
     def check(self, block_size: int) -> None:

@@ -22,6 +22,7 @@ import zmq
 
 from replica.config import ReplicaConfig
 from replica.core.block_pool import BlockPool
+from replica.core.evictions import EVICTIONS
 from replica.core.limits import SchedulerLimits
 from replica.core.scheduler import Scheduler
 from replica.engine.loop import EngineLoop, Runner
@@ -137,7 +138,8 @@ def build_scheduler(config: ReplicaConfig, num_blocks: int) -> Scheduler:
         max_model_len=config.model.max_model_len,
         prefix_cache=engine.prefix_cache,
     )
-    return Scheduler(limits=limits, pool=BlockPool(num_blocks, engine.block_size))
+    eviction = EVICTIONS[engine.eviction](num_blocks)
+    return Scheduler(limits=limits, pool=BlockPool(num_blocks, engine.block_size, eviction))
 
 
 def spare_collector() -> None:

@@ -44,6 +44,17 @@ def test_a_workload_is_a_table_of_all_policies(capsys: pytest.CaptureFixture[str
     assert {row.split("|")[1].strip() for row in rows} >= {"prefix_aware", "round_robin", "random"}
 
 
+def test_replicas_evict_as_they_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["simulate", "system-prompts", "--requests", "300", "--policy", "random"]
+    hits = {}
+    for eviction in ("lru", "reuse"):
+        fleet = ["--replicas", "1", "--cache-blocks", "300", "--eviction", eviction]
+        assert main([*command, *fleet, "--json"]) == 0
+        (row,) = json.loads(capsys.readouterr().out)["rows"]
+        hits[eviction] = row["hit_tokens"]
+    assert hits["reuse"] > hits["lru"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -51,9 +62,10 @@ def test_a_workload_is_a_table_of_all_policies(capsys: pytest.CaptureFixture[str
         (["chat", "--policy", "best"], "--policy best: there are all, prefix_aware"),
         (["chat", "--preset", "tpu"], "--preset tpu: there are h100-8b"),
         (["chat", "--replicas", "0"], "--replicas: expected at least 1, got 0"),
+        (["chat", "--eviction", "mru"], "--eviction mru: there are lru, reuse"),
         (["chat", "--set", "colour=red"], "chat: no parameter 'colour'"),
     ],
-    ids=["trace", "policy", "preset", "replicas", "parameter"],
+    ids=["trace", "policy", "preset", "replicas", "eviction", "parameter"],
 )
 def test_what_makes_no_sense_is_told_in_a_line(
     arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]

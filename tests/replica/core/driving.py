@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from protocol.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
 from replica.core.block_pool import BlockPool
+from replica.core.evictions import EVICTIONS, EvictionName
 from replica.core.limits import SchedulerLimits
 from replica.core.plan import FinishedStep, SamplingParams, StepPlan
 from replica.core.scheduler import Scheduler
@@ -24,6 +25,7 @@ def make_scheduler(
     model_len: int = 200,
     prefix_cache: bool = True,
     block_size: int = BLOCK_SIZE,
+    eviction: EvictionName = "reuse",
 ) -> Scheduler:
     limits = SchedulerLimits(
         max_batched_tokens=batched_tokens,
@@ -32,7 +34,8 @@ def make_scheduler(
         max_model_len=model_len,
         prefix_cache=prefix_cache,
     )
-    return Scheduler(limits=limits, pool=BlockPool(blocks, block_size))
+    pool = BlockPool(blocks, block_size, EVICTIONS[eviction](blocks))
+    return Scheduler(limits=limits, pool=pool)
 
 
 def request(

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from replica.core.evictions import EVICTIONS, EvictionName
 from replica.core.limits import NeverFits, QueueFull
 from replica.core.sequence import Finish, SequenceRequest
 from tests.replica.core.driving import (
@@ -39,6 +40,7 @@ class SchedulerLife(RuleBasedStateMachine):
         spare_tokens=st.integers(0, 20),
         prefix_cache=st.sampled_from([True, True, True, False]),
         in_flight_max=st.integers(1, 2),
+        eviction=st.sampled_from(list(EVICTIONS)),
     )
     def start(
         self,
@@ -48,6 +50,7 @@ class SchedulerLife(RuleBasedStateMachine):
         spare_tokens: int,
         prefix_cache: bool,
         in_flight_max: int,
+        eviction: EvictionName,
     ) -> None:
         self.scheduler = make_scheduler(
             blocks=blocks,
@@ -57,6 +60,7 @@ class SchedulerLife(RuleBasedStateMachine):
             batched_tokens=running + spare_tokens,
             model_len=48,
             prefix_cache=prefix_cache,
+            eviction=eviction,
         )
         self.answers = Answers()
         runner = FakeRunner(block_size, NEXT_TOKEN)

@@ -1,0 +1,1 @@
+"""Hit shares of evictions, replayed without time, beside the optimum."""
