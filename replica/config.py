@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 from msgspec.structs import force_setattr
 
-from replica.core.timing import PRESETS, Preset, Timing
-
 from replica.core.evictions import EvictionName
+from replica.core.timing import PRESETS, Preset, Timing
 
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]

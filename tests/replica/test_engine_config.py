@@ -8,8 +8,8 @@ import yaml
 
 from replica.config import ReplicaConfig
 from replica.core.evictions import EVICTIONS, EvictionName
-from replica.engine.process import build_scheduler
 from replica.core.timing import PRESETS
+from replica.engine.process import build_scheduler
 
 FULL = """
 id: r0
@@ -87,7 +87,7 @@ def test_a_full_configuration_is_read_and_a_short_one_has_the_same_defaults() ->
 )
 def test_a_wrong_value_is_named_with_its_path(change: dict[str, Any], message: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=message):
-        msgspec.convert(raw, ReplicaConfig)
+        read(change)
 
 
 @pytest.mark.parametrize("name", list(EVICTIONS))
@@ -95,7 +95,6 @@ def test_the_pool_evicts_as_configured(name: EvictionName) -> None:
     raw = {"id": "r0", "model": {"name": "m", "path": "p"}, "engine": {"eviction": name}}
     scheduler = build_scheduler(msgspec.convert(raw, ReplicaConfig), 300)
     assert type(scheduler.pool._eviction) is EVICTIONS[name]
-        read(change)
 
 
 def test_a_simulated_replica_has_the_sizes_and_times_of_its_preset() -> None:
