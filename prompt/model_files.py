@@ -4,12 +4,14 @@ Every way in which they can be missing or broken is a `ModelFileError` that name
 """
 
 import struct
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from prompt.errors import ModelFileError
+from prompt.gguf_metadata import read_metadata
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,22 +26,25 @@ class GgufFile:
         Raises:
             ModelFileError: it is no GGUF file, cut off, or of a version the package does not read.
         """
-        # Imported here: users of Hugging Face directories need not wait for it.
-        from gguf import GGUFReader
-
         self.path = path
         try:
-            reader = GGUFReader(path)
-            self.metadata: dict[str, Any] = {
-                key: field.contents()
-                for key, field in reader.fields.items()
-                if not key.startswith("GGUF.")
-            }
+            self.metadata: dict[str, Any] = read_metadata(path)
         except OSError as error:
             raise ModelFileError(f"{path}: {error.strerror or error}") from error
-        except (ValueError, IndexError, KeyError, struct.error) as error:
+        except ValueError as error:
             raise ModelFileError(f"{path}: not a GGUF file, or cut off: {error}") from error
-        self._tensors: dict[str, ReaderTensor] = {one.name: one for one in reader.tensors}
+
+    @cached_property
+    def _tensors(self) -> "dict[str, ReaderTensor]":
+        """Found when they are first asked for: it takes seconds. Raises ModelFileError."""
+        from gguf import GGUFReader
+
+        try:
+            return {one.name: one for one in GGUFReader(self.path).tensors}
+        except OSError as error:
+            raise ModelFileError(f"{self.path}: {error.strerror or error}") from error
+        except (ValueError, IndexError, KeyError, struct.error) as error:
+            raise ModelFileError(f"{self.path}: not a GGUF file, or cut off: {error}") from error
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -89,8 +94,7 @@ def _shape(tensor: "ReaderTensor") -> tuple[int, ...]:
 
 
 def open_model_files(path: Path) -> "Path | GgufFile":
-    """`path` if it is a directory, else the GGUF file, opened: reading its head takes seconds, so
-    that whoever needs several things of it opens it once.
+    """`path` if it is a directory, else the GGUF file, opened.
 
     Raises:
         ModelFileError: it is no GGUF file.

@@ -34,6 +34,9 @@ END_OF_REPLAY = (-1).to_bytes(8, "big", signed=True)
 BlockHash = int | bytes
 TokenId = Annotated[int, msgspec.Meta(ge=0)]
 
+# None, but not left out: vLLM's own have no default, and vllm-router asks for them.
+_WRITTEN: Any = msgspec.field(default_factory=type(None))
+
 
 class BlockStored(
     msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True, gc=False
@@ -52,9 +55,9 @@ class BlockStored(
     parent_block_hash: BlockHash | None
     token_ids: list[TokenId]
     block_size: int
-    lora_id: int | None = None
-    medium: str | None = None
-    lora_name: str | None = None
+    lora_id: int | None = _WRITTEN
+    medium: str | None = _WRITTEN
+    lora_name: str | None = _WRITTEN
     extra_keys: list[Any] | None = None
     group_idx: int | None = None
     kv_cache_spec_kind: str | None = None
@@ -66,7 +69,7 @@ class BlockRemoved(
     msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True, gc=False
 ):
     block_hashes: list[BlockHash]
-    medium: str | None = None
+    medium: str | None = _WRITTEN
     group_idx: int | None = None
     locality: str | None = None
 

@@ -4,11 +4,13 @@ Every field says its unit and default. Unknown keys are errors. Reading files, e
 variables and defaults from elsewhere is the command line's business.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
+from msgspec.structs import force_setattr
 
 from replica.core.evictions import EvictionName
+from replica.core.timing import PRESETS, Preset, Timing
 
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -16,6 +18,10 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Name = Annotated[str, Meta(min_length=1)]
 
 _CPU_BLOCKS = 2048
+_BATCHED_TOKENS = 512
+_RUNNING_SEQUENCES = 32
+_BY_BACKEND: Any = None
+"""A default that depends on the backend, until `Engine` is made."""
 
 
 class Listen(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,13 +59,53 @@ class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     generation_config: Literal["auto", "none"] = "auto"
 
 
+class Simulated(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The device that `backend: simulated` behaves like.
+
+    Attributes:
+        preset: A kind of replica: `h100-8b`, `h100-70b-tp4` or `cpu-smollm2`. It says how long
+            steps take, and what kv_cache_blocks, max_batched_tokens and max_running_sequences
+            are where the configuration does not. Default h100-8b.
+        timing: Seconds of a step in place of the preset's: `base_s`, and `token_s` for each prompt
+            token, `pair_s` for each pair of a prompt token and one before it, `sequence_s` for
+            each sequence that decodes, `held_s` for each token it has. Default: the preset's.
+        slowness: How many times as long everything takes. Default 1.
+        answer_tokens: How long answers are on average that nothing ends before; a request's
+            ignore_eos is honoured. Default: they end by max_tokens and stop strings only.
+    """
+
+    preset: str = "h100-8b"
+    timing: Timing | None = None
+    slowness: Annotated[float, Meta(gt=0)] = 1.0
+    answer_tokens: Positive | None = None
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: there is no such preset.
+        """
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset: {self.preset!r} is none of {', '.join(PRESETS)}")
+
+    @property
+    def sizes(self) -> Preset:
+        return PRESETS[self.preset]
+
+    @property
+    def step_timing(self) -> Timing:
+        return (self.timing or self.sizes.timing).slowed(self.slowness)
+
+
 class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The scheduler's bounds and the device.
 
     Attributes:
         device: `cpu`, `cuda`, or `cuda:N`. Default cpu.
         backend: What computes a model's operations: `torch`, or `triton`, which needs a GPU and has
-            not yet been measured on one. What it is, the log says. Default torch.
+            not yet been measured on one. `simulated`: nothing does; steps take as long as the
+            section below says, answers are words without sense, and of the model's files only the
+            tokenizer is read. What it is, the log says. Default torch.
+        simulated: The device that is simulated. Only with that backend; it has a default then.
         eager: Launch the work of decoding piece by piece instead of by CUDA graphs: slower, starts
             sooner and takes less memory. Only `triton` has graphs. Default false.
         tensor_parallel: How many ranks share the model, each with its part of every layer and of
@@ -69,7 +115,7 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         threads: CPU threads that compute, on each rank. Default 1.
         block_size: Tokens a KV block. Default 16.
         kv_cache_blocks: Blocks of the KV cache; together they must hold one whole context.
-            Default: on a GPU as many as fit, on a CPU 2048.
+            Default: on a GPU as many as fit, on a CPU 2048, simulated the preset's.
         memory_fraction: Share of the GPU's memory that may be in use, by whomever, once the KV
             cache has taken what is left; of several GPUs, the fullest decides. Not looked at where
             kv_cache_blocks is given. Default 0.9.
@@ -79,8 +125,9 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             holds twice the blocks; each key and value is off by up to 1/16, and answers differ a
             little. On the CPU it is slower. Default auto.
         max_batched_tokens: Tokens one step computes at most; at least max_running_sequences.
-            Default 512.
-        max_running_sequences: Sequences computed at the same time. Default 32.
+            Default 512, simulated the preset's.
+        max_running_sequences: Sequences computed at the same time. Default 32, simulated the
+            preset's.
         max_waiting_sequences: Sequences that wait for a place; one more is answered 429.
             Default 256.
         prefix_cache: Whether prompts share the KV blocks of equal beginnings. Default true.
@@ -91,7 +138,8 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     device: Annotated[str, Meta(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
-    backend: Literal["torch", "triton"] = "torch"
+    backend: Literal["torch", "triton", "simulated"] = "torch"
+    simulated: Simulated | None = None
     eager: bool = False
     tensor_parallel: Positive = 1
     threads: Positive = 1
@@ -99,18 +147,51 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kv_cache_blocks: Positive | None = None
     memory_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.9
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
-    max_batched_tokens: Positive = 512
-    max_running_sequences: Positive = 32
+    max_batched_tokens: Positive = _BY_BACKEND
+    max_running_sequences: Positive = _BY_BACKEND
     max_waiting_sequences: Positive = 256
     prefix_cache: bool = True
     eviction: EvictionName = "lru"
 
+    def __post_init__(self) -> None:
+        """Fills in what depends on the backend.
+
+        Raises:
+            ValueError: a field means nothing with this backend.
+        """
+        batched, running = _BATCHED_TOKENS, _RUNNING_SEQUENCES
+        if self.backend == "simulated":
+            for name, only in _FIXED_WHEN_SIMULATED.items():
+                if (value := getattr(self, name)) != only:
+                    raise ValueError(
+                        f"{name} ({value}) must be {only} with backend simulated: nothing computes"
+                    )
+            simulated = self.simulated or Simulated()
+            force_setattr(self, "simulated", simulated)
+            batched, running = simulated.sizes.max_batched_tokens, simulated.sizes.max_running
+        elif self.simulated is not None:
+            raise ValueError(f"simulated: means nothing with backend {self.backend}")
+        if self.max_batched_tokens is _BY_BACKEND:
+            force_setattr(self, "max_batched_tokens", batched)
+        if self.max_running_sequences is _BY_BACKEND:
+            force_setattr(self, "max_running_sequences", running)
+
     @property
     def told_blocks(self) -> int | None:
         """Blocks of the KV cache; None where the GPU's memory says how many."""
-        if self.kv_cache_blocks is None and self.device == "cpu":
-            return _CPU_BLOCKS
-        return self.kv_cache_blocks
+        if self.kv_cache_blocks is not None:
+            return self.kv_cache_blocks
+        if self.simulated is not None:
+            return self.simulated.sizes.cache_tokens // self.block_size
+        return _CPU_BLOCKS if self.device == "cpu" else None
+
+
+_FIXED_WHEN_SIMULATED = {
+    "device": "cpu",
+    "eager": False,
+    "tensor_parallel": 1,
+    "kv_cache_dtype": "auto",
+}
 
 
 class KvEvents(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -65,7 +65,9 @@ class Contestant(msgspec.Struct, frozen=True, kw_only=True):
     slow: bool = False
 
 
-def router_config(setting: Setting, workers: int = 1) -> dict[str, object]:
+def router_config(
+    setting: Setting, workers: int = 1, policy: str = "prefix_aware"
+) -> dict[str, object]:
     """Everything on: template, prefix tree, KV events, policy, metrics, log line."""
     return {
         "listen": {"host": "127.0.0.1", "port": setting.port, "workers": workers},
@@ -74,7 +76,7 @@ def router_config(setting: Setting, workers: int = 1) -> dict[str, object]:
             {
                 "name": MODEL,
                 "tokenizer": MODEL_PATH,
-                "policy": {"kind": "prefix_aware"},
+                "policy": {"kind": policy},
                 "replicas": [
                     {
                         "id": f"r{number}",
@@ -92,12 +94,12 @@ def router_config(setting: Setting, workers: int = 1) -> dict[str, object]:
 
 
 def ours(workers: int = 1) -> Contestant:
-    return Contestant(name=OURS, kind=Kind.OURS, command=partial(_warmroute, workers))
+    return Contestant(name=OURS, kind=Kind.OURS, command=partial(warmroute, workers))
 
 
-def _warmroute(workers: int, setting: Setting) -> list[str]:
+def warmroute(workers: int, setting: Setting, policy: str = "prefix_aware") -> list[str]:
     config = setting.directory / "router.yaml"
-    config.write_text(yaml.safe_dump(router_config(setting, workers)))
+    config.write_text(yaml.safe_dump(router_config(setting, workers, policy)))
     return [sys.executable, "-m", "cli.main", "router", "-c", str(config)]
 
 
@@ -159,17 +161,17 @@ http {{
     return [str(program), "-p", str(setting.directory), "-c", str(config), "-e", "stderr"]
 
 
-_VLLM_ROUTER = PeerEnvironment(
+VLLM_ROUTER = PeerEnvironment(
     name="vllm-router", packages=("vllm-router==0.1.17",), module="vllm_router"
 )
-_SGLANG_ROUTER = PeerEnvironment(
+SGLANG_ROUTER = PeerEnvironment(
     name="sglang-router", packages=("sglang-router==0.3.2",), module="sglang_router"
 )
-_SMG = PeerEnvironment(name="smg", packages=("smg==1.13.0",), module="smg")
+SMG = PeerEnvironment(name="smg", packages=("smg==1.13.0",), module="smg")
 _LITELLM = PeerEnvironment(name="litellm", packages=("litellm[proxy]==1.106.2",), module="litellm")
 
 
-def _rust_router(program: Sequence[str], policy: str, *more: str) -> Callable[[Setting], list[str]]:
+def rust_router(program: Sequence[str], policy: str, *more: str) -> Callable[[Setting], list[str]]:
     """They have one ancestor, and most of their options in common."""
 
     def command(setting: Setting) -> list[str]:
@@ -184,25 +186,32 @@ def _rust_router(program: Sequence[str], policy: str, *more: str) -> Callable[[S
     return command
 
 
-def _rust_contestants() -> list[Contestant]:
-    sglang = [str(_SGLANG_ROUTER.python), "-m", "sglang_router.launch_router"]
-    programs = [
-        (_VLLM_ROUTER, [str(_VLLM_ROUTER.programs / "vllm-router")], ["--log-level", "warning"]),
-        (_SGLANG_ROUTER, sglang, ["--log-level", "warn"]),
+def rust_programs() -> list[tuple[PeerEnvironment, list[str], list[str]]]:
+    """Each with the command that it is, and its further options."""
+    return [
+        (VLLM_ROUTER, [str(VLLM_ROUTER.programs / "vllm-router")], ["--log-level", "warning"]),
         (
-            _SMG,
-            [str(_SMG.programs / "smg"), "launch"],
+            SGLANG_ROUTER,
+            [str(SGLANG_ROUTER.python), "-m", "sglang_router.launch_router"],
+            ["--log-level", "warn"],
+        ),
+        (
+            SMG,
+            [str(SMG.programs / "smg"), "launch"],
             ["--log-level", "warn", "--disable-tokenizer-autoload"],
         ),
     ]
+
+
+def _rust_contestants() -> list[Contestant]:
     return [
         Contestant(
             name=f"{environment.name} {policy}",
             kind=kind,
-            command=_rust_router(program, policy, *more),
+            command=rust_router(program, policy, *more),
             environment=environment,
         )
-        for environment, program, more in programs
+        for environment, program, more in rust_programs()
         for policy, kind in (("round_robin", Kind.ROUND_ROBIN), ("cache_aware", Kind.CACHE_AWARE))
     ]
 
@@ -249,3 +258,34 @@ def is_installed(contestant: Contestant) -> bool:
     if contestant.name == NGINX:
         return nginx_program() is not None
     return contestant.environment is None or contestant.environment.installed
+
+
+def is_called(contestant: Contestant, name: str) -> bool:
+    """By its name, or by its first word: a peer in all its modes."""
+    return name in (contestant.name, contestant.name.split()[0])
+
+
+def take_part(
+    contestants: Sequence[Contestant],
+    names: Sequence[str],
+    *,
+    install_peers: bool,
+    say: Callable[[str], None],
+) -> tuple[list[Contestant], dict[str, str]]:
+    """Who of the named is installed, and who is not and why; `install_peers`: first installed."""
+    present: list[Contestant] = []
+    absent: dict[str, str] = {}
+    for one in contestants:
+        if not any(is_called(one, name) for name in names):
+            continue
+        if install_peers and not is_installed(one):
+            say(f"installing {one.name}")
+            try:
+                install(one)
+            except NotInstalled as error:
+                absent[one.name] = str(error)
+        if is_installed(one):
+            present.append(one)
+        else:
+            absent.setdefault(one.name, "not installed: run it with --install-peers")
+    return present, absent

@@ -117,8 +117,14 @@ class Running:
     def pid(self) -> int:
         return self._child.pid
 
-    def wait_until_answering(self) -> None:
-        """Raises NotStarted."""
+    def wait_until_answering(self, chat: bytes | None = None) -> None:
+        """
+        Args:
+            chat: What it is asked; None: a plain chat.
+
+        Raises:
+            NotStarted: It ended, or gave no answer in time.
+        """
         give_up_s = time.monotonic() + _START_TIMEOUT_S
         heard = "nothing listens"
         while time.monotonic() < give_up_s:
@@ -127,7 +133,7 @@ class Running:
             try:
                 answer = httpx.post(
                     f"http://127.0.0.1:{self.port}/v1/chat/completions",
-                    content=body_of(PLAIN),
+                    content=body_of(PLAIN) if chat is None else chat,
                     headers={"content-type": "application/json"},
                     timeout=10.0,
                     trust_env=False,

@@ -8,11 +8,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-from loadtests.sim.timing import Timing, fit, work_of
+from msgspec import structs
+
+from loadtests.sim.fit import fit
 from replica.core.plan import SamplingParams, SequenceSlice, StepPlan
+from replica.core.timing import Timing, work_of
 from replica.runner import ModelRunner
 
 _GREEDY = SamplingParams(temperature=0.0)
@@ -95,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
     measured = measure(runner, plans)
     timing = fit(measured)
     off = errors(timing, plans, measured)
-    for name, value in asdict(timing).items():
+    for name, value in structs.asdict(timing).items():
         print(f"{name:<12} {value:.3e}")
     print(
         f"{len(plans)} steps; off by {off[len(off) // 2]:.0%} in the median, {off[-1]:.0%} at most"

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from loadtests.sim.request import SimRequest
 from loadtests.sim.router import Load
-from loadtests.sim.timing import Preset
 from protocol.kv_events import KvEvent
 from replica.core import sequence as engine
 from replica.core.block_pool import BlockPool
@@ -21,6 +20,7 @@ from replica.core.evictions import EVICTIONS, EvictionName
 from replica.core.limits import NeverFits, SchedulerLimits
 from replica.core.plan import SamplingParams, SequenceSlice, StepPlan, StepResult
 from replica.core.scheduler import Scheduler
+from replica.core.timing import Preset
 
 _GREEDY = SamplingParams(temperature=0.0)
 _MODEL_LEN = 1 << 30

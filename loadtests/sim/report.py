@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
 
-from loadtests.sim.timing import Preset
 from loadtests.sim.world import Run, Served
+from replica.core.timing import Preset
 
 _GOOD_S = 2.0
 _GOOD_TIMES_IDEAL = 10.0

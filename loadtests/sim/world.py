@@ -12,9 +12,9 @@ from random import Random
 from loadtests.sim.replica import Ended, Outcome, SimReplica
 from loadtests.sim.request import SimRequest
 from loadtests.sim.router import MakeRouter, ReplicaFacts
-from loadtests.sim.timing import Preset
 from protocol.kv_events import KvEvent
 from replica.core.evictions import EvictionName
+from replica.core.timing import Preset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,8 +30,8 @@ from replica.api.text import AnswerText, Piece, last_piece, pieces
 from replica.api.validation import Wish
 from replica.metrics import RequestTimes
 
-_chat_decoder = msgspec.json.Decoder(ChatRequest)
-_completion_decoder = msgspec.json.Decoder(CompletionRequest)
+chat_decoder = msgspec.json.Decoder(ChatRequest)
+completion_decoder = msgspec.json.Decoder(CompletionRequest)
 _encoder = msgspec.json.Encoder()
 
 _INLINE_MESSAGES_BYTES = 2000
@@ -45,18 +45,11 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     api, arrived_s = request.app[API], asyncio.get_running_loop().time()
     model = api.ready_model()
     body = await api.body_of(request)
-    chat = validation.decode_body(body, _chat_decoder)
+    chat = validation.decode_body(body, chat_decoder)
     validation.check_model(chat.model, api.config.model)
     wish = validation.wish_of_chat(chat, api.random_seed, api.vocab_size, model.sampling)
     with api.admitted():
-        text = await _render(api, chat, len(body))
-        validation.check_text_length(
-            text,
-            model.tokenizer.longest_token_characters,
-            api.config.model.max_model_len,
-            "messages",
-        )
-        prompt = await model.encode(text, add_special_tokens=bool(chat.add_special_tokens))
+        prompt = await prompt_of_chat(chat, api, model, len(body))
         kind = answers.Chat(*_id_and_time(chat, "chatcmpl"), api.config.model.name)
         return await _answer(request, chat, wish, prompt, kind, arrived_s, "messages")
 
@@ -64,11 +57,11 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 async def completions(request: web.Request) -> web.StreamResponse:
     api, arrived_s = request.app[API], asyncio.get_running_loop().time()
     model = api.ready_model()
-    body = validation.decode_body(await api.body_of(request), _completion_decoder)
+    body = validation.decode_body(await api.body_of(request), completion_decoder)
     validation.check_model(body.model, api.config.model)
     wish = validation.wish_of_completion(body, api.random_seed, api.vocab_size, model.sampling)
     with api.admitted():
-        prompt = await _completion_prompt(body, api, model)
+        prompt = await prompt_of_completion(body, api, model)
         kind = answers.Completion(*_id_and_time(body, "cmpl"), api.config.model.name)
         return await _answer(request, body, wish, prompt, kind, arrived_s, "prompt")
 
@@ -78,6 +71,16 @@ def _id_and_time(asked: SamplingFields, prefix: str) -> tuple[str, int]:
     if resume is not None:
         return resume.id, resume.created
     return f"{prefix}-{uuid.uuid4().hex}", int(time.time())
+
+
+async def prompt_of_chat(
+    chat: ChatRequest, api: ApiContext, model: ServedModel, body_bytes: int
+) -> list[int]:
+    """Raises BadRequest, of which ContextTooLong is one."""
+    text = await _render(api, chat, body_bytes)
+    longest_token = model.tokenizer.longest_token_characters
+    validation.check_text_length(text, longest_token, api.config.model.max_model_len, "messages")
+    return await model.encode(text, add_special_tokens=bool(chat.add_special_tokens))
 
 
 async def _render(api: ApiContext, chat: ChatRequest, body_bytes: int) -> str:
@@ -108,9 +111,10 @@ async def _render(api: ApiContext, chat: ChatRequest, body_bytes: int) -> str:
         raise BadRequest(str(error), param="messages") from error
 
 
-async def _completion_prompt(
+async def prompt_of_completion(
     body: CompletionRequest, api: ApiContext, model: ServedModel
 ) -> list[int]:
+    """Raises BadRequest, of which ContextTooLong is one."""
     prompt = validation.one_prompt(body.prompt)
     if isinstance(prompt, str):
         longest_token = model.tokenizer.longest_token_characters

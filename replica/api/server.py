@@ -16,7 +16,7 @@ from protocol.errors import (
     ProtocolError,
 )
 from protocol.resume import RESUMES_BY_TOKENS, RESUMES_FIELD
-from replica.api import admin, completions
+from replica.api import admin, completions, render
 from replica.api.context import API, ApiContext
 
 _log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ def build_app(api: ApiContext) -> web.Application:
         [
             web.post("/v1/chat/completions", completions.chat_completions),
             web.post("/v1/completions", completions.completions),
+            web.post("/v1/chat/completions/render", render.render_chat),
+            web.post("/v1/completions/render", render.render_completion),
             web.get("/v1/models", admin.models),
             web.post("/tokenize", admin.tokenize),
             web.post("/detokenize", admin.detokenize),

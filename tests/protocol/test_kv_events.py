@@ -10,6 +10,7 @@ from protocol.kv_events import (
     AllBlocksCleared,
     BlockRemoved,
     BlockStored,
+    EventBatch,
     KvEvent,
     MalformedEvents,
     ReplayMessage,
@@ -18,6 +19,7 @@ from protocol.kv_events import (
     decode_replay_message,
     decode_sequence_number,
     decode_snapshot,
+    encode_batch,
     encode_sequence_number,
     encode_snapshot,
     portions,
@@ -39,6 +41,17 @@ snapshots = st.builds(
 @given(snapshots)
 def test_a_snapshot_survives_the_wire(snapshot: Snapshot) -> None:
     assert decode_snapshot(encode_snapshot(snapshot)) == snapshot
+
+
+def test_what_vllm_writes_though_it_is_nothing_we_write_too() -> None:
+    """As vLLM 0.32 does, of a block in no LoRA; vllm-router refuses events without `lora_id`."""
+    bare = BlockStored(block_hashes=[1], parent_block_hash=None, token_ids=[1, 2], block_size=2)
+    batch = EventBatch(ts=0.0, events=[bare, BlockRemoved(block_hashes=[1])])
+    stored, removed = msgspec.msgpack.decode(encode_batch(batch))[1]
+    assert {name for name, value in stored.items() if value is None} == {
+        *("parent_block_hash", "lora_id", "medium", "lora_name"),
+    }
+    assert {name for name, value in removed.items() if value is None} == {"medium"}
 
 
 OTHERS = st.one_of(

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from loadtests.sim.fit import fit
 from loadtests.sim.measure import errors, measure, steps
-from loadtests.sim.timing import PRESETS, fit, work_of
+from replica.core.timing import PRESETS, work_of
 from replica.load_runner import load_runner
 from tests.support.tiny_models import TINY_MODELS, save_tiny_model
 

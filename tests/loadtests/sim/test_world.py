@@ -8,13 +8,14 @@ import pytest
 
 from loadtests.sim import replica as sim_replica
 from loadtests.sim.contest import all_routers
+from loadtests.sim.fit import fit
 from loadtests.sim.ours import Ours
 from loadtests.sim.report import row_of
 from loadtests.sim.request import SimRequest
 from loadtests.sim.router import MakeRouter
-from loadtests.sim.timing import PRESETS, Preset, Timing, fit, work_of
 from loadtests.sim.world import ReplicaSpec, Run, World
 from replica.core.plan import SamplingParams, SequenceSlice, StepPlan
+from replica.core.timing import PRESETS, Preset, Timing, work_of
 from router.core.policies import make_policy
 
 SMALL = Preset(

@@ -7,27 +7,27 @@
     token      arithmetic of one prompt token        held       one token of KV read by a decode
     pair       attention of a new token to one before
 
-Presets of GPUs are reckoned from hardware and shapes, not tuned to any trace; `fit` finds the
-numbers of a real replica from steps that were measured (`loadtests.sim.measure`).
+Presets of GPUs are reckoned from hardware and shapes, not tuned to any trace.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Annotated
 
-import numpy as np
+from msgspec import Meta, Struct, structs
 
 from replica.core.plan import StepPlan
 
+Cost = Annotated[float, Meta(ge=0)]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
+
+class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Seconds: of a step, and for each of what is in it."""
 
-    base_s: float
-    token_s: float
-    pair_s: float
-    sequence_s: float
-    held_s: float
+    base_s: Cost
+    token_s: Cost
+    pair_s: Cost
+    sequence_s: Cost
+    held_s: Cost
 
     def step_s(self, plan: StepPlan) -> float:
         tokens, pairs, decodes, held = work_of(plan)[1:]
@@ -45,7 +45,7 @@ class Timing:
 
     def slowed(self, factor: float) -> "Timing":
         """A device that takes so many times as long for everything."""
-        return Timing(**{one.name: getattr(self, one.name) * factor for one in fields(self)})
+        return Timing(**{name: value * factor for name, value in structs.asdict(self).items()})
 
 
 def work_of(plan: StepPlan) -> tuple[float, float, float, float, float]:
@@ -60,28 +60,6 @@ def work_of(plan: StepPlan) -> tuple[float, float, float, float, float]:
             tokens += new
             pairs += new * (part.start + (new + 1) / 2)
     return 1.0, tokens, pairs, decodes, held
-
-
-def fit(steps: Iterable[tuple[Sequence[float], float]]) -> Timing:
-    """The timing that explains measured steps best, by least squares of relative errors.
-
-    Args:
-        steps: What was in each (`work_of`), and its seconds.
-
-    Raises:
-        ValueError: there are too few steps, or they are too much alike to tell the terms apart.
-    """
-    measured = list(steps)
-    names = [one.name for one in fields(Timing)]
-    if len(measured) < len(names):
-        raise ValueError(f"{len(measured)} steps tell no {len(names)} numbers")
-    work = np.array([list(one) for one, _ in measured]) / np.array([[s] for _, s in measured])
-    scale = np.abs(work).max(axis=0)
-    if (scale == 0).any() or np.linalg.matrix_rank(work / scale) < len(names):
-        raise ValueError("the steps are too much alike: prefills and decodes of several sizes each")
-    found, *_ = np.linalg.lstsq(work / scale, np.ones(len(measured)), rcond=None)
-    # What comes out below zero is noise around nothing.
-    return Timing(**dict(zip(names, np.maximum(found / scale, 0.0).tolist(), strict=True)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

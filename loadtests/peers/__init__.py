@@ -1,0 +1,1 @@
+"""Routers side by side: each in front of the same simulated replicas, under the same load."""
