@@ -26,7 +26,7 @@ class ContinuedEvents:
             only_usage: All else has been said before, and is left out; and the usage is right.
         """
         self._id, self._created, self._model = said.id, said.created, said.model
-        self._said_tokens = 0 if only_usage else said.text_events
+        self._said_tokens = 0 if only_usage else said.kept_events(chat=chat)
         self._only_usage = only_usage
         text = said.text
         self._blanks = text[len(text.rstrip()) :] if chat else ""

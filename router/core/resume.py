@@ -78,11 +78,12 @@ def body_by_text(body: Fields, said: Said, *, chat: bool) -> bytes:
     if not said.text:
         return msgspec.json.encode(body)
     changed = dict(body)
+    kept = said.kept_events(chat=chat)
     for name in _LIMITS:
         limit = _value(body, name)
         if isinstance(limit, int):
-            changed[name] = _raw(max(0, limit - said.text_events))
-            if name != "min_tokens" and limit <= said.text_events:
+            changed[name] = _raw(max(0, limit - kept))
+            if name != "min_tokens" and limit <= kept:
                 raise CannotResume("all its tokens are said, only its end is missing")
     text = said.text.rstrip()  # templates cut it off: see ContinuedEvents
     if chat:

@@ -70,6 +70,7 @@ class Said:
         self.model = ""
         self.token_ids: list[int] | None = []
         self.text_events = 0
+        self._blank_events = 0  # of these, the last ones that brought nothing but blanks
         self.finish_reason: str | None = None
         self.has_usage = False
         self.done = False
@@ -97,6 +98,11 @@ class Said:
     @property
     def text(self) -> str:
         return "".join(self._text)
+
+    def kept_events(self, *, chat: bool) -> int:
+        """Of `text_events`, those whose text a continuation by text has before it: of a chat not
+        the blanks at its end, which are cut off and said again."""
+        return self.text_events - self._blank_events if chat else self.text_events
 
     def end(self) -> bytes | None:
         """What is left to say when all has been said; None: not all has."""
@@ -160,6 +166,7 @@ class Said:
             self.obstacle = "it has several choices"
         if text:
             self.text_events += 1
+            self._blank_events = self._blank_events + 1 if text.isspace() else 0
             self._text.append(text)
         if choice.finish_reason is not None:
             self.finish_reason = choice.finish_reason

@@ -55,6 +55,18 @@ def test_a_chat_goes_on_as_the_assistants_message() -> None:
     }
 
 
+def test_blanks_that_are_said_again_are_not_taken_off_what_may_be_said() -> None:
+    said = said_of("one", " ", "two", " ", "\n")
+    assert by_text({"messages": MESSAGES, "max_tokens": 9}, said)["max_tokens"] == 6
+    completion = said_of("one", " ", "two", " ", "\n", chat=False)
+    assert by_text({"prompt": "a", "max_tokens": 9}, completion, chat=False)["max_tokens"] == 4
+
+
+def test_a_chat_of_whose_tokens_the_last_are_blanks_says_these_again() -> None:
+    sent = by_text({"messages": MESSAGES, "max_tokens": 2}, said_of("one", " "))
+    assert sent["max_tokens"] == 1
+
+
 def test_a_chat_that_continued_a_message_goes_on_in_it() -> None:
     begun = [*MESSAGES, {"role": "assistant", "content": "One, "}]
     sent = by_text({"messages": begun, "continue_final_message": True}, said_of("two"))
@@ -124,6 +136,13 @@ def test_a_continuation_looks_like_the_rest_of_the_stream() -> None:
     assert found[1]["choices"][0]["finish_reason"] == "stop"
     assert found[2]["usage"] == {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
     assert events.rewrite(sse.DONE) == sse.DONE
+
+
+def test_blanks_that_are_said_again_count_once() -> None:
+    events = ContinuedEvents(said_of("one", " "), chat=True)
+    usage = {"prompt_tokens": 8, "completion_tokens": 2, "total_tokens": 10}
+    (told,) = rewritten(events, {"id": "b", "choices": [], "usage": usage})
+    assert (told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"]) == (7, 3)
 
 
 def test_blanks_that_were_not_cut_off_are_not_missed() -> None:
