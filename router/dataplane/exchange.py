@@ -214,12 +214,12 @@ class Exchange:
         """An attempt failed before its answer began. Another replica, or the end."""
         self._racing.remove(attempt)
         self.failure = failure.reason
-        slow = isinstance(failure.error, FirstByteTimedOut)  # as slow elsewhere, most likely
-        may_retry = not slow and self._route.may_retry(self._loop.time())
+        # First: what it says of its replica may let others have requests that did not get any.
         attempt.release(failure.outcome, self.status, self.usage)
         if self._racing:
             return
-        if not may_retry:
+        slow = isinstance(failure.error, FirstByteTimedOut)  # as slow elsewhere, most likely
+        if slow or not self._route.may_retry(self._loop.time()):
             raise failure.error
         self._try_one()
 

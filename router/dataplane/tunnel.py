@@ -319,10 +319,9 @@ class Tunnel:
     def _replica_failed(self, outcome: str, reason: str, kind: type[ProtocolError]) -> None:
         """An attempt failed before the first byte: another replica, or the end."""
         self.failure = reason
-        may_retry = self._route.may_retry(self._loop.time())
         replica_id = self.replica_id
-        self._release(outcome)
-        if may_retry:
+        self._release(outcome)  # first: what it says may let others have requests
+        if self._route.may_retry(self._loop.time()):
             self._attempt()
         else:
             self._fail(kind(f"replica {replica_id}: {reason}", retry_after_s=1.0))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from router.core.states import StateEvent
 from tests.support.data_plane import TIMEOUT_S, Call, ScriptedReplica
 from tests.support.front import answer, front
 
@@ -228,3 +229,13 @@ async def test_answers_are_counted_with_their_tokens() -> None:
         assert router.count("warmroute_completion_tokens_total", **labels) == 3
         assert router.count("warmroute_request_seconds_count", model="m") == 1
         assert router.count("warmroute_time_to_first_byte_seconds_count", model="m") == 1
+
+
+async def test_where_nobody_listens_at_the_only_ready_replica_a_suspect_one_is_asked() -> None:
+    gone, other = ScriptedReplica("r0", answer), ScriptedReplica("r1", answer)
+    async with front(gone, other) as router:
+        now = asyncio.get_running_loop().time()
+        router.models["m"].apply("r1", StateEvent.PROBE_FAILED, now)
+        await gone.stop()
+        answered = await router.chat()
+        assert (answered.status_code, answered.headers["x-warmroute-replica"]) == (200, "r1")

@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType, web
 
+from router.core.states import StateEvent
 from tests.support.data_plane import Peer, ScriptedReplica, until
 from tests.support.front import Front, front
 from tests.support.websocket import echo, upgrade
@@ -231,3 +232,15 @@ async def test_sessions_are_admitted_and_wait_as_requests_do() -> None:
             assert await first.rest() == b""
             assert (await second.head()).startswith(b"HTTP/1.1 101 ")
         await router.until_idle()
+
+
+async def test_where_nobody_listens_at_the_only_ready_replica_a_suspect_one_is_asked() -> None:
+    gone, other = WebSocketReplica("a"), WebSocketReplica("b")
+    async with front(gone, other) as router, session() as http:  # type: ignore[arg-type]
+        now = asyncio.get_running_loop().time()
+        router.models["m"].apply("b", StateEvent.PROBE_FAILED, now)
+        await gone.stop()
+        url = f"http://127.0.0.1:{router.port}/v1/realtime"
+        async with http.ws_connect(url) as socket:
+            await socket.send_str("hello")
+            assert await socket.receive_str() == "hello"
