@@ -65,6 +65,7 @@ class Scheduler:
     _sequences: dict[int, Sequence] = field(default_factory=dict)
     _running: list[Sequence] = field(default_factory=list)  # by arrival, oldest first
     _waiting: QueueOrder = field(init=False)
+    _tried: list[Sequence] = field(default_factory=list)  # when somebody was admitted last
     _arrivals: int = 0
     _in_flight: deque[_StepInFlight] = field(default_factory=deque)
     # Names of the blocks that the plan being made fills.
@@ -233,11 +234,11 @@ class Scheduler:
     def _admit(
         self, budget: int, slices: list[SequenceSlice], scheduled: list[Sequence], now: float
     ) -> None:
-        candidates = self._waiting.candidates(now)
+        candidates, self._tried = self._waiting.candidates(now), []
         while budget > 0 and len(self._running) < self.limits.max_running_sequences:
-            sequence = next(candidates, None)
-            if sequence is None:
+            if (sequence := next(candidates, None)) is None:
                 return
+            self._tried.append(sequence)
             hit = self._cached_blocks(sequence)
             if hit is None:
                 sequence.pending_waits += 1

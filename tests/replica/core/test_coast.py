@@ -102,3 +102,24 @@ def test_a_prompt_in_chunks_a_step_in_flight_or_an_end_in_sight_is_no_coasting()
     pipeline.apply()
     assert coast_steps_max(scheduler, first) == 7
     assert coast_steps_max(scheduler, StepPlan(slices=[])) == 0
+
+
+@pytest.mark.parametrize("queue_order", list(QUEUE_ORDERS))
+def test_no_coasting_while_who_waits_would_find_what_is_being_generated(
+    queue_order: QueueOrderName,
+) -> None:
+    answer = expected_tokens(list(range(10)), GREEDY, 20, hashed_token(50))
+    for said, steps in ((answer[:12], 0), (range(200, 212), 16)):
+        scheduler = make_scheduler(blocks=8, queue_order=queue_order)
+        pipeline = Pipeline(scheduler, FakeRunner(4), Answers())
+        scheduler.submit(request(1, range(10), 20), 0.0)
+        pipeline.step()
+        scheduler.submit(
+            request(2, [*range(10), *said, *range(300, 309)], 2), pipeline.now
+        )  # does not fit
+        for _ in range(2):
+            plan = pipeline.plan()
+            assert plan is not None
+            pipeline.apply()
+        assert scheduler.num_waiting == 1
+        assert coast_steps_max(scheduler, plan) == steps
