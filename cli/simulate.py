@@ -32,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="how replicas choose what to evict: lru, reuse (default: %(default)s)",
     )
+    parser.add_argument(
+        "--queue-order",
+        default="response_ratio",
+        metavar="NAME",
+        help="how replicas admit what waits: response_ratio, fcfs (default: %(default)s)",
+    )
     parser.add_argument("--block-size", type=int, default=64, metavar="TOKENS", help="default: 64")
     parser.add_argument("--json", action="store_true", help="rows in place of a table")
 
@@ -42,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
     from loadtests.sim.report import as_json, table
     from loadtests.sim.world import ReplicaSpec
     from replica.core.evictions import EVICTIONS
+    from replica.core.queue_orders import QUEUE_ORDERS
     from replica.core.timing import PRESETS
 
     try:
@@ -56,11 +63,15 @@ def run(options: argparse.Namespace) -> int:
                 raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
         if options.eviction not in EVICTIONS:
             raise ValueError(f"--eviction {options.eviction}: there are {', '.join(EVICTIONS)}")
+        if options.queue_order not in QUEUE_ORDERS:
+            orders = ", ".join(QUEUE_ORDERS)
+            raise ValueError(f"--queue-order {options.queue_order}: there are {orders}")
         spec = ReplicaSpec(
             preset=preset,
             block_size=options.block_size,
             cache_blocks=options.cache_blocks,
             eviction=options.eviction,
+            queue_order=options.queue_order,
         )
         requests()  # what is wrong with it is told before anything runs
     except (OSError, ValueError) as error:

@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import force_setattr
 
 from replica.core.evictions import EvictionName
+from replica.core.queue_orders import QueueOrderName
 from replica.core.timing import PRESETS, Preset, Timing
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -135,6 +136,10 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             `reuse`: those that are least likely to be used soon, by what is learned of how often
             and how soon blocks come back; better where many prompts come once, not everywhere
             (docs/decisions/018). Default lru.
+        queue_order: Which waiting sequence is next. `response_ratio`: the one that waited longest
+            for what it has to compute, so that short and cached prompts need not wait for long
+            ones; those of long prompts pass in their turn. `fcfs`: the oldest. Default
+            response_ratio.
     """
 
     device: Annotated[str, Meta(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
@@ -152,6 +157,7 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_waiting_sequences: Positive = 256
     prefix_cache: bool = True
     eviction: EvictionName = "lru"
+    queue_order: QueueOrderName = "response_ratio"
 
     def __post_init__(self) -> None:
         """Fills in what depends on the backend.

@@ -19,6 +19,7 @@ from replica.core.coast import coast, coast_steps_max
 from replica.core.evictions import EVICTIONS, EvictionName
 from replica.core.limits import NeverFits, SchedulerLimits
 from replica.core.plan import SamplingParams, SequenceSlice, StepPlan, StepResult
+from replica.core.queue_orders import QueueOrderName
 from replica.core.scheduler import Scheduler
 from replica.core.timing import Preset
 
@@ -68,6 +69,7 @@ class SimReplica:
     outcomes: Callable[[Outcome, float], None]
     published: Callable[[list[KvEvent], float], None]
     eviction: EvictionName = "lru"
+    queue_order: QueueOrderName = "response_ratio"
     computed_tokens: int = 0
     busy_s: float = 0.0
     _requests: dict[int, SimRequest] = field(default_factory=dict)
@@ -87,6 +89,7 @@ class SimReplica:
             pool=BlockPool(
                 self.cache_blocks, self.block_size, EVICTIONS[self.eviction](self.cache_blocks)
             ),
+            queue_order=self.queue_order,
         )
         self._plan: StepPlan | None = None
         self._coast: _Coast | None = None

@@ -14,6 +14,7 @@ from loadtests.sim.request import SimRequest
 from loadtests.sim.router import MakeRouter, ReplicaFacts
 from protocol.kv_events import KvEvent
 from replica.core.evictions import EvictionName
+from replica.core.queue_orders import QueueOrderName
 from replica.core.timing import Preset
 
 
@@ -25,6 +26,7 @@ class ReplicaSpec:
         slowness: How many times as long as the preset says everything takes.
         cache_blocks: None: as many as the preset's memory holds.
         eviction: How its cache chooses what to give up.
+        queue_order: In which order it admits what waits.
         event_delay_s: From a KV event's making to its being heard.
         restarts_at_s: When it comes back empty.
     """
@@ -34,6 +36,7 @@ class ReplicaSpec:
     slowness: float = 1.0
     cache_blocks: int | None = None
     eviction: EvictionName = "lru"
+    queue_order: QueueOrderName = "response_ratio"
     event_delay_s: float = 0.01
     restarts_at_s: tuple[float, ...] = ()
 
@@ -171,6 +174,7 @@ class World:
             outcomes=partial(self._outcome, number),
             published=partial(self._published, number),
             eviction=spec.eviction,
+            queue_order=spec.queue_order,
         )
 
     def _outcome(self, replica: int, outcome: Outcome, now: float) -> None:

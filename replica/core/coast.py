@@ -1,15 +1,16 @@
 """Many decode steps at once, for simulation: a scheduler is left as single steps would leave it.
 
-While every running sequence decodes, none ends, and nobody can be admitted, steps differ in nothing
-but their tokens. Taking them one by one is what costs a simulation most. (Sequences that generate
-the same tokens would share blocks step by step; here each has its own until the end.)
+While every running sequence decodes, none ends, and nobody can be admitted (nor finds more in the
+cache than before), steps differ in nothing but their tokens. Taking them one by one is what costs a
+simulation most. (Sequences that generate the same tokens would share blocks step by step; here each
+has its own until the end.)
 """
 
 from collections.abc import Callable
 
 from replica.core.plan import StepPlan
 from replica.core.scheduler import Scheduler
-from replica.core.sequence import Sequence
+from replica.core.sequence import Sequence, State
 
 NextTokens = Callable[[Sequence, int], list[int]]
 
@@ -26,6 +27,8 @@ def coast_steps_max(scheduler: Scheduler, last: StepPlan) -> int:
     if any(part.num_tokens != 1 or part.sampling is None for part in last.slices):
         return 0
     if any(one.num_unplanned != 1 or one.request.stop_token_ids for one in running):
+        return 0
+    if any(one.state is State.WAITING and _gains(scheduler, one) for one in scheduler._tried):
         return 0
     # The last token of a sequence is left to a step of its own.
     most = min(scheduler._longest(one.request) - one.num_tokens for one in running) - 1
@@ -54,6 +57,20 @@ def coast(scheduler: Scheduler, steps: int, next_tokens: NextTokens) -> None:
         scheduler._store_full_blocks(sequence)
     scheduler.counters.steps += steps
     scheduler.counters.generated_tokens += steps * len(scheduler._running)
+
+
+def _gains(scheduler: Scheduler, waiting: Sequence) -> bool:
+    """Whether a running sequence fills a block that this one would find: it may then be admitted,
+    or wait for that block and let others pass."""
+    if not waiting.findable:
+        return False
+    size, tokens = scheduler.pool.block_size, waiting.token_ids
+    for one in scheduler._running:
+        begun = one.num_tokens // size * size
+        same_block = one.token_ids[begun:] == tokens[begun : one.num_tokens]
+        if same_block and one.token_ids[:begun] == tokens[:begun] and one.findable:
+            return True
+    return False
 
 
 def _blocks_needed(scheduler: Scheduler, steps: int) -> int:

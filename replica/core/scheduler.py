@@ -6,16 +6,16 @@ One step, one token budget, prompts and generation mixed:
    is free takes it from the newest running sequence, which is preempted: its blocks go, its tokens
    stay, and it is computed again later (most of it from the cache, if that survives).
 2. Running prompts get the next chunk of what is left of the budget, oldest first.
-3. If nothing was preempted, waiting sequences are admitted, oldest first, while there is budget. A
-   sequence is admitted with the blocks of all its tokens, so prompts never run out of memory
-   half-way, and only if every sequence running could still get one more block.
+3. If nothing was preempted, waiting sequences are admitted while there is budget, in the queue's
+   order (`replica.core.queue_orders`). A sequence is admitted with the blocks of all its tokens, so
+   prompts never run out of memory half-way, and only if every sequence running could still get one
+   more block. One that does not fit holds up those after it.
 4. A sequence whose next uncached block is being computed by another in this step, or in one in
-   flight ("pending"),
-   waits a step to find it cached, instead of computing it twice; younger ones may pass it. It does
-   so at most once per block of its own, so that it cannot wait for ever.
+   flight ("pending"), waits a step to find it cached, instead of computing it twice; those after it
+   may pass. It does so at most once per block of its own, so that it cannot wait for ever.
 
-The oldest sequence is never preempted, hence always advances: nobody starves. Arrival order
-survives preemption.
+The oldest running sequence is never preempted, hence always advances and ends; every order of the
+queue lets everybody be the next one at some time: nobody starves.
 
 A step may be planned while the one before it is in flight: each sequence that generates goes on
 from a token that is not known yet. Should that token end the sequence, its place in the planned
@@ -28,13 +28,16 @@ Source for mixing prompts and generation: Agrawal et al. 2024, Sarathi-Serve, ar
 
 from bisect import insort
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 from protocol.kv_events import BlockStored, KvEvent
 from replica.core.block_pool import BlockPool
 from replica.core.limits import Counters, NeverFits, QueueFull, SchedulerLimits
 from replica.core.plan import STEPS_IN_FLIGHT_MAX, SequenceSlice, StepPlan, StepResult
+from replica.core.queue_order import QueueOrder, arrival_of, take
+from replica.core.queue_orders import QUEUE_ORDERS, QueueOrderName
 from replica.core.sequence import Finish, Sequence, SequenceOutput, SequenceRequest, State
+from replica.core.table_checks import check_tables
 
 
 @dataclass(slots=True)
@@ -57,19 +60,23 @@ class Scheduler:
 
     limits: SchedulerLimits
     pool: BlockPool
+    queue_order: InitVar[QueueOrderName] = "response_ratio"
     counters: Counters = field(default_factory=Counters)
     _sequences: dict[int, Sequence] = field(default_factory=dict)
-    # Both sorted by arrival, oldest first.
-    _running: list[Sequence] = field(default_factory=list)
-    _waiting: list[Sequence] = field(default_factory=list)
+    _running: list[Sequence] = field(default_factory=list)  # by arrival, oldest first
+    _waiting: QueueOrder = field(init=False)
+    _tried: list[Sequence] = field(default_factory=list)  # when somebody was admitted last
     _arrivals: int = 0
     _in_flight: deque[_StepInFlight] = field(default_factory=deque)
     # Names of the blocks that the plan being made fills.
     _pending: set[int] = field(default_factory=set)
 
+    def __post_init__(self, queue_order: QueueOrderName) -> None:
+        self._waiting = QUEUE_ORDERS[queue_order](self.pool)
+
     @property
     def has_work(self) -> bool:
-        return bool(self._running or self._waiting)
+        return bool(self._sequences)
 
     @property
     def num_running(self) -> int:
@@ -88,7 +95,7 @@ class Scheduler:
         """Takes `request`.
 
         Args:
-            now: Seconds, on the clock that `schedule` is given too.
+            now: Seconds, on the clock that `schedule` is given too; it never goes back.
 
         Raises:
             QueueFull: max_waiting_sequences wait beside those that may run.
@@ -118,7 +125,7 @@ class Scheduler:
         sequence.findable = self.limits.prefix_cache
         self._arrivals += 1
         self._sequences[request.sequence_id] = sequence
-        self._waiting.append(sequence)
+        self._waiting.add(sequence)
 
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None when there is nothing to do before another is applied."""
@@ -218,18 +225,20 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.counters.preemptions += 1
         sequence.lost_tokens = max(sequence.lost_tokens, sequence.num_planned)
-        self._running.remove(sequence)
+        take(self._running, sequence)
         self._let_go(sequence)
         sequence.state = State.WAITING
         sequence.findable = self.limits.prefix_cache
-        insort(self._waiting, sequence, key=lambda one: one.arrival)
+        self._waiting.add(sequence)
 
     def _admit(
         self, budget: int, slices: list[SequenceSlice], scheduled: list[Sequence], now: float
     ) -> None:
-        for sequence in list(self._waiting):
-            if budget == 0 or len(self._running) >= self.limits.max_running_sequences:
+        candidates, self._tried = self._waiting.candidates(now), []
+        while budget > 0 and len(self._running) < self.limits.max_running_sequences:
+            if (sequence := next(candidates, None)) is None:
                 return
+            self._tried.append(sequence)
             hit = self._cached_blocks(sequence)
             if hit is None:
                 sequence.pending_waits += 1
@@ -237,11 +246,12 @@ class Scheduler:
             needed = self._blocks_for(sequence.num_tokens) - len(hit)
             free_after = self.pool.free_blocks - self.pool.count_evictable(hit) - needed
             if free_after < len(self._running):
+                self._waiting.reserve(sequence)
                 return
             self.pool.acquire(hit, sequence.num_had_blocks)
             sequence.blocks = hit + self.pool.allocate(needed)
             self._waiting.remove(sequence)
-            insort(self._running, sequence, key=lambda one: one.arrival)
+            insort(self._running, sequence, key=arrival_of)
             self._start(sequence, len(hit), now)
             budget -= self._add_chunk(sequence, budget, slices, scheduled)
 
@@ -354,7 +364,10 @@ class Scheduler:
         return Finish.LENGTH if sequence.num_tokens >= self._longest(sequence.request) else None
 
     def _end(self, sequence: Sequence) -> None:
-        (self._running if sequence.state is State.RUNNING else self._waiting).remove(sequence)
+        if sequence.state is State.RUNNING:
+            take(self._running, sequence)
+        else:
+            self._waiting.remove(sequence)
         self._let_go(sequence)
         sequence.state = State.ENDED
         del self._sequences[sequence.request.sequence_id]
@@ -367,26 +380,14 @@ class Scheduler:
         return -(-tokens // self.pool.block_size)
 
     def check(self) -> None:
-        """References are the block tables'; a block being written is one sequence's."""
+        """Nobody is lost or runs twice, block tables are right, and so is what is unknown."""
         self.pool.check()
+        self._waiting.check()
         assert len(self._running) <= self.limits.max_running_sequences
         assert {id(one) for one in self._sequences.values()} == {
-            id(one) for one in self._running + self._waiting
+            id(one) for one in [*self._running, *self._waiting]
         }
-        held = [0] * self.pool.total_blocks
-        for state, group in ((State.RUNNING, self._running), (State.WAITING, self._waiting)):
-            arrivals = [one.arrival for one in group]
-            assert arrivals == sorted(set(arrivals))
-            for sequence in group:
-                assert sequence.state is state
-                sequence.check(self.pool.block_size)
-                for block in sequence.blocks:
-                    held[block] += 1
-        for block, count in enumerate(held):
-            assert self.pool.references(block) == count, f"block {block} is leaked or shared"
-        for sequence in self._running:
-            for block in sequence.blocks[sequence.num_computed // self.pool.block_size :]:
-                assert held[block] == 1, f"block {block} is written to and shared"
+        check_tables(self.pool, self._running, list(self._waiting))
         assert not self._pending
         unknown = Counter(
             id(sequence)

@@ -139,7 +139,11 @@ def build_scheduler(config: ReplicaConfig, num_blocks: int) -> Scheduler:
         prefix_cache=engine.prefix_cache,
     )
     eviction = EVICTIONS[engine.eviction](num_blocks)
-    return Scheduler(limits=limits, pool=BlockPool(num_blocks, engine.block_size, eviction))
+    return Scheduler(
+        limits=limits,
+        pool=BlockPool(num_blocks, engine.block_size, eviction),
+        queue_order=engine.queue_order,
+    )
 
 
 def spare_collector() -> None:

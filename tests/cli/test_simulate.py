@@ -55,6 +55,16 @@ def test_replicas_evict_as_they_are_told(capsys: pytest.CaptureFixture[str]) -> 
     assert hits["reuse"] > hits["lru"]
 
 
+def test_replicas_admit_in_the_order_they_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["simulate", "trap-lengths", "--requests", "200", "--rate", "2", "--policy", "random"]
+    means = {}
+    for order in ("fcfs", "response_ratio"):
+        assert main([*command, "--replicas", "1", "--queue-order", order, "--json"]) == 0
+        (row,) = json.loads(capsys.readouterr().out)["rows"]
+        means[order] = row["ttft_mean_s"]
+    assert means["response_ratio"] < 0.8 * means["fcfs"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -63,9 +73,10 @@ def test_replicas_evict_as_they_are_told(capsys: pytest.CaptureFixture[str]) -> 
         (["chat", "--preset", "tpu"], "--preset tpu: there are h100-8b"),
         (["chat", "--replicas", "0"], "--replicas: expected at least 1, got 0"),
         (["chat", "--eviction", "mru"], "--eviction mru: there are lru, reuse"),
+        (["chat", "--queue-order", "sjf"], "--queue-order sjf: there are response_ratio, fcfs"),
         (["chat", "--set", "colour=red"], "chat: no parameter 'colour'"),
     ],
-    ids=["trace", "policy", "preset", "replicas", "eviction", "parameter"],
+    ids=["trace", "policy", "preset", "replicas", "eviction", "queue order", "parameter"],
 )
 def test_what_makes_no_sense_is_told_in_a_line(
     arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]

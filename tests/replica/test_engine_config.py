@@ -17,7 +17,8 @@ listen: {host: 127.0.0.1, port: 8101}
 model: {name: m, path: "package:p/m.gguf", dtype: auto, max_model_len: 4096, aliases: []}
 engine: {device: cpu, backend: torch, threads: 1, block_size: 16, memory_fraction: 0.9,
   eager: false, kv_cache_dtype: auto, max_batched_tokens: 512, max_running_sequences: 32,
-  max_waiting_sequences: 256, prefix_cache: true, eviction: lru}
+  max_waiting_sequences: 256, prefix_cache: true, eviction: lru,
+  queue_order: response_ratio}
 kv_events: {endpoint: "tcp://127.0.0.1:5557", replay: "tcp://127.0.0.1:5558", topic: "",
   buffer_steps: 10000}
 load_reports: {endpoint: "tcp://127.0.0.1:5559", interval_s: 1.0}
@@ -62,6 +63,7 @@ def test_a_full_configuration_is_read_and_a_short_one_has_the_same_defaults() ->
         ),
         ({"engine": {"kv_cache_dtype": "fp4"}}, r"at `\$\.engine\.kv_cache_dtype`"),
         ({"engine": {"eviction": "fifo"}}, r"at `\$\.engine\.eviction`"),
+        ({"engine": {"queue_order": "sjf"}}, r"at `\$\.engine\.queue_order`"),
         ({"listen": {"port": 70000}}, r"at `\$\.listen\.port`"),
         ({"load_reports": {"endpoint": "x", "interval_s": 0}}, r"\$\.load_reports\.interval_s"),
         ({"engine": {"max_batched_tokens": 8}}, "must be at least engine.max_running_sequences"),

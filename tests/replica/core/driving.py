@@ -8,6 +8,7 @@ from replica.core.block_pool import BlockPool
 from replica.core.evictions import EVICTIONS, EvictionName
 from replica.core.limits import SchedulerLimits
 from replica.core.plan import FinishedStep, SamplingParams, StepPlan
+from replica.core.queue_orders import QueueOrderName
 from replica.core.scheduler import Scheduler
 from replica.core.sequence import Finish, SequenceOutput, SequenceRequest
 from tests.support.fake_runner import FakeRunner
@@ -26,6 +27,7 @@ def make_scheduler(
     prefix_cache: bool = True,
     block_size: int = BLOCK_SIZE,
     eviction: EvictionName = "reuse",
+    queue_order: QueueOrderName = "response_ratio",
 ) -> Scheduler:
     limits = SchedulerLimits(
         max_batched_tokens=batched_tokens,
@@ -35,7 +37,7 @@ def make_scheduler(
         prefix_cache=prefix_cache,
     )
     pool = BlockPool(blocks, block_size, EVICTIONS[eviction](blocks))
-    return Scheduler(limits=limits, pool=pool)
+    return Scheduler(limits=limits, pool=pool, queue_order=queue_order)
 
 
 def request(
@@ -68,7 +70,11 @@ class Answers:
 
 
 class Pipeline:
-    """Plans and applies steps with every invariant checked, so many in flight at most."""
+    """Plans and applies steps with every invariant checked, so many in flight at most.
+
+    Attributes:
+        now: Seconds; a step takes one.
+    """
 
     def __init__(
         self, scheduler: Scheduler, runner: FakeRunner, answers: Answers, in_flight_max: int = 1
@@ -78,9 +84,11 @@ class Pipeline:
         self.answers = answers
         self.in_flight_max = in_flight_max
         self.in_flight: deque[FinishedStep] = deque()
+        self.now = 0.0
 
     def plan(self) -> StepPlan | None:
-        plan = self.scheduler.schedule(0.0)
+        self.now += 1.0
+        plan = self.scheduler.schedule(self.now)
         self.scheduler.check()
         if plan is not None:
             assert plan.num_tokens <= self.scheduler.limits.max_batched_tokens
@@ -89,7 +97,7 @@ class Pipeline:
 
     def apply(self) -> None:
         step = self.in_flight.popleft()
-        self.answers.add(self.scheduler.apply(step.result(), 0.0))
+        self.answers.add(self.scheduler.apply(step.result(), self.now))
         self.scheduler.check()
 
     def step(self) -> bool:

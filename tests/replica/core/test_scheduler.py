@@ -4,6 +4,7 @@ import pytest
 
 from replica.core.limits import NeverFits, QueueFull
 from replica.core.plan import SamplingParams
+from replica.core.queue_orders import QUEUE_ORDERS, QueueOrderName
 from replica.core.sequence import Finish, SequenceRequest
 from tests.replica.core.driving import (
     BLOCK_SIZE,
@@ -59,10 +60,11 @@ def truth(prompt: object, count: int) -> list[int]:
     ],
 )
 @pytest.mark.parametrize("in_flight_max", [1, 2])
+@pytest.mark.parametrize("queue_order", list(QUEUE_ORDERS))
 def test_the_answers_do_not_depend_on_how_the_work_was_cut(
-    settings: dict[str, object], in_flight_max: int
+    settings: dict[str, object], in_flight_max: int, queue_order: QueueOrderName
 ) -> None:
-    scheduler = make_scheduler(**settings)  # type: ignore[arg-type]
+    scheduler = make_scheduler(**settings, queue_order=queue_order)  # type: ignore[arg-type]
     requests = [request(i, p, 20) for i, p in PROMPTS.items()]
     answers = run_all(scheduler, requests, in_flight_max=in_flight_max)
     for sequence_id, prompt in PROMPTS.items():

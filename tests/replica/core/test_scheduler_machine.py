@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from replica.core.evictions import EVICTIONS, EvictionName
 from replica.core.limits import NeverFits, QueueFull
+from replica.core.queue_orders import QUEUE_ORDERS, QueueOrderName
 from replica.core.sequence import Finish, SequenceRequest
 from tests.replica.core.driving import (
     GREEDY,
@@ -41,6 +42,7 @@ class SchedulerLife(RuleBasedStateMachine):
         prefix_cache=st.sampled_from([True, True, True, False]),
         in_flight_max=st.integers(1, 2),
         eviction=st.sampled_from(list(EVICTIONS)),
+        queue_order=st.sampled_from(list(QUEUE_ORDERS)),
     )
     def start(
         self,
@@ -51,6 +53,7 @@ class SchedulerLife(RuleBasedStateMachine):
         prefix_cache: bool,
         in_flight_max: int,
         eviction: EvictionName,
+        queue_order: QueueOrderName,
     ) -> None:
         self.scheduler = make_scheduler(
             blocks=blocks,
@@ -61,6 +64,7 @@ class SchedulerLife(RuleBasedStateMachine):
             model_len=48,
             prefix_cache=prefix_cache,
             eviction=eviction,
+            queue_order=queue_order,
         )
         self.answers = Answers()
         runner = FakeRunner(block_size, NEXT_TOKEN)
@@ -87,7 +91,7 @@ class SchedulerLife(RuleBasedStateMachine):
             cache_salt=salt,
         )
         try:
-            self.scheduler.submit(one, 0.0)
+            self.scheduler.submit(one, self.pipeline.now)
         except QueueFull:
             taken = self.scheduler.num_waiting + self.scheduler.num_running
             assert taken == 6 + self.scheduler.limits.max_running_sequences
