@@ -59,6 +59,7 @@ class SimReplica:
         outcomes: Told what becomes of requests.
         published: Told its KV events, as they are made.
         computed_tokens: Prompt tokens computed so far, recomputed ones included.
+        ends_s: When what runs now ends, or what ran last ended.
     """
 
     preset: Preset
@@ -70,6 +71,7 @@ class SimReplica:
     eviction: EvictionName = "lru"
     computed_tokens: int = 0
     busy_s: float = 0.0
+    ends_s: float = 0.0
     _requests: dict[int, SimRequest] = field(default_factory=dict)
     _next_answer_token: int = _ANSWERS_FROM
 
@@ -124,6 +126,11 @@ class SimReplica:
         for request in lost.values():
             self.outcomes(Ended(request, 0, lost=True), now)
 
+    @property
+    def scheduler(self) -> Scheduler:
+        """To look at, not to touch."""
+        return self._scheduler
+
     def load(self) -> Load:
         scheduler = self._scheduler
         return Load(
@@ -146,6 +153,7 @@ class SimReplica:
 
     def _end_at(self, when: float, then: Callable[[float], None]) -> None:
         self._run += 1
+        self.ends_s = when
         run = self._run
         self.at(when, lambda at: then(at) if run == self._run else None)
 
