@@ -81,9 +81,7 @@ def outlook(replica: SimReplica, uncached_tokens: Mapping[int, int], now: float)
         wanted += -(-left // size)
     decodes_s = timing.sequence_s * decoding + timing.held_s * held
     steps = -(-tokens // replica.preset.max_batched_tokens)
-    queue_s = (
-        tokens * timing.token_s + pairs * timing.pair_s + steps * (timing.base_s + decodes_s)
-    )
+    queue_s = tokens * timing.token_s + pairs * timing.pair_s + steps * (timing.base_s + decodes_s)
     begins_s = max(now, replica.ends_s) if scheduler.has_work else now
     pool = scheduler.pool
     found = Outlook(
