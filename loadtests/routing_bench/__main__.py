@@ -32,6 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     chosen = _parser().parse_args(arguments)
     try:
         matrix = _matrix(chosen)
+        (processes,) = _positive("--jobs", [chosen.jobs])
         out = chosen.out or _RESULTS / f"routing{'-sensitivity' if matrix.changes else ''}"
         start = Start(commit=commit(), machine=machine())
         journal = Journal(out.with_suffix(".jsonl"), start, resume=chosen.resume)
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"routing_bench: {error}", file=sys.stderr)
         return 2
     try:
-        run(matrix, journal, chosen.jobs, say)
+        run(matrix, journal, processes, say)
     except KeyboardInterrupt:
         say("stopped; --resume goes on from here")
         return 130
@@ -81,7 +82,7 @@ def _matrix(chosen: argparse.Namespace) -> plan.Matrix:
         scenarios=_scenarios(known, chosen.only or usual),
         policies=_known("--policies", chosen.policies, policies) or policies,
         chosen=bool(chosen.policies),
-        loads=_loads(chosen.loads) or ((plan.FULL_LOAD,) if narrow else plan.LOADS),
+        loads=_positive("--loads", chosen.loads) or ((plan.FULL_LOAD,) if narrow else plan.LOADS),
         caches=_known("--caches", chosen.caches, list(SIZES))
         or ((plan.USUAL_CACHE,) if narrow else tuple(SIZES)),
         fleets=_positive("--replicas", chosen.replicas) or ((REPLICAS,) if narrow else plan.FLEETS),
@@ -105,10 +106,6 @@ def _known(option: str, names: Sequence[str] | None, known: Sequence[str]) -> li
         if name not in known:
             raise ValueError(f"{option} {name}: there are {', '.join(known)}")
     return list(names or ())
-
-
-def _loads(loads: Sequence[str] | None) -> list[int]:
-    return _positive("--loads", loads)
 
 
 def _positive(option: str, texts: Sequence[object] | None) -> list[int]:
@@ -136,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--full", action="store_true", help="the whole product, not the cross")
     parser.add_argument("--resume", action="store_true", help="keep the results that are there")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)"
+        "--jobs", default=str(os.cpu_count() or 1), metavar="N", help="processes (all cores)"
     )
     for name, what in (
         ("only", "workloads, traces, faults"),

@@ -105,6 +105,8 @@ def weight_left(matrix: Matrix, done: Results) -> float:
     """Of all that is not done, also of what is not known yet: about as much as it will be."""
     left = sum(weight(job) for job in jobs(matrix, done) if job not in done)
     contestants = len(matrix.policies) if matrix.chosen else len(ALWAYS) + STRONGEST + 1
+    if matrix.changes:
+        contestants = 1 + len(matrix.changes)
     for scenario in matrix.scenarios:
         if saturation_of(scenario, matrix.scale, done) is None or (
             not matrix.changes and contestants_of(matrix, scenario, done) is None
@@ -114,7 +116,7 @@ def weight_left(matrix: Matrix, done: Results) -> float:
                 for point in points(matrix, scenario)
             )
             screened = 0 if matrix.chosen or matrix.changes else len(matrix.policies)
-            left += screened + runs * (1 + len(matrix.changes) or contestants)
+            left += screened + runs * contestants
     return left
 
 

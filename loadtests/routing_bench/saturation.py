@@ -31,10 +31,9 @@ def keeps_up(run: Run) -> bool:
         if (seconds := one.ended_s if one.first_token_s is None else one.first_token_s) is not None
     )
     last = range(len(served) * 2 // 3, len(served))
+    # Of those that came before each: whoever has just come may wait.
     shares = [
-        1 - bisect_right(over, served[number].arrival_s) / (number + 1)
-        for number in last
-        if number > 0
+        1 - bisect_right(over, served[number].arrival_s) / number for number in last if number > 0
     ]
     return not shares or sum(shares) / len(shares) <= WAITING_SHARE_MAX
 

@@ -5,7 +5,8 @@ It is a reference for others, not a product. For each request:
 1. It reckons what every replica will do (`loadtests.sim.outlook`), and what of the prompt is in
    its blocks or will be, for others that went there have it.
 2. The request and those of the next second, a dozen at most, are placed one after another where
-   each adds least, then moved one by one as long as that makes the sum smaller:
+   each adds least, and where most of each is cached; either way they are then moved one by one as
+   long as that makes the sum smaller, and the better way counts:
 
        Σ time to first token  +  Σ arrivals/s · backlog² / 2 · stretch  +  Σ evicted · hit share
 
@@ -204,9 +205,15 @@ class _Plan:
 
     def best(self) -> list[int]:
         """A replica for each request, in their order."""
-        places: list[int] = []
+        one_by_one: list[int] = []
         for one in self._asked:
-            places = min(([*places, where] for where in one.candidates), key=self._cost)
+            one_by_one = min(([*one_by_one, where] for where in one.candidates), key=self._cost)
+        # Single moves from there do not find every exchange of places.
+        warmest = [one.candidates[0] for one in self._asked]
+        found = [self._improved(places) for places in (one_by_one, warmest)]
+        return min(found, key=self._cost)
+
+    def _improved(self, places: list[int]) -> list[int]:
         cost = self._cost(places)
         for _ in range(_ROUNDS_MAX):
             before = cost
@@ -222,25 +229,33 @@ class _Plan:
     def work_s(self, number: int, where: int) -> float:
         asked = self._asked[number]
         cached = asked.cached[where] * self._size
-        return self._outlooks[where].prefill_s(cached, len(asked.request.prompt) - cached)
+        tokens = len(asked.request.prompt) - cached
+        return self._outlooks[where].prefill_s(cached, tokens, joins=False)
 
     def _cost(self, places: Sequence[int]) -> float:
         """Of the first requests, placed so."""
         cost = 0.0
         free: dict[int, float] = {}
         taken: Counter[int] = Counter()
+        followed: set[int] = set()
         for number, where in enumerate(places):
             one, there = self._asked[number], self._outlooks[where]
-            blocks = one.cached[where]
+            blocks, follows = one.cached[where], False
             for earlier, shared in enumerate(self._shared[number]):
                 if shared > blocks and places[earlier] == where:
-                    blocks = shared
+                    blocks, follows = shared, True
             cached = blocks * self._size
             tokens = len(one.request.prompt) - cached
             arrival_s = max(self._now, one.request.arrival_s)
             needed = taken[where] + -(-tokens // self._size)
-            begin_s = max(free.get(where, there.free_s), arrival_s, there.memory_s(needed))
-            end_s = begin_s + there.prefill_s(cached, tokens)
+            free_s = free.get(where, there.free_s)
+            begin_s = max(free_s, arrival_s, there.memory_s(needed))
+            joins = free_s > arrival_s and (where in free or there.queues)
+            end_s = begin_s + there.prefill_s(cached, tokens, joins=joins)
+            if follows and where not in followed:
+                # What it shares is found one step later; others find it in that step, too.
+                followed.add(where)
+                end_s += there.step_s
             cost += end_s - arrival_s
             free[where] = end_s
             taken[where] = needed

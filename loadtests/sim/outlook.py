@@ -33,17 +33,27 @@ class Outlook:
     freed_blocks: list[int] = field(default_factory=list)
     freed_s: list[float] = field(default_factory=list)
 
-    def prefill_s(self, context: int, tokens: int) -> float:
-        """How long `tokens` after `context` take here, beside what decodes."""
+    def prefill_s(self, context: int, tokens: int, *, joins: bool) -> float:
+        """How long `tokens` after `context` take here, beside what decodes.
+
+        Args:
+            joins: It shares steps with what queues before it.
+        """
         preset = self.replica.preset
-        steps = -(-tokens // preset.max_batched_tokens)
-        timing = preset.timing
+        timing, most = preset.timing, preset.max_batched_tokens
+        steps = tokens / most if joins else -(-tokens // most)
         pairs = tokens * (context + (tokens + 1) / 2)
-        return (
-            tokens * timing.token_s
-            + pairs * timing.pair_s
-            + steps * (timing.base_s + self.decodes_s)
-        )
+        return tokens * timing.token_s + pairs * timing.pair_s + steps * self.step_s
+
+    @property
+    def step_s(self) -> float:
+        """What a step costs beside its prefills."""
+        return self.replica.preset.timing.base_s + self.decodes_s
+
+    @property
+    def queues(self) -> bool:
+        """Whether somebody waits here, whose steps can be shared."""
+        return self.replica.scheduler.num_waiting > 0
 
     def memory_s(self, blocks: int) -> float:
         """When so many blocks more can be had; 0 if now."""
@@ -82,7 +92,7 @@ def outlook(replica: SimReplica, uncached_tokens: Mapping[int, int], now: float)
     decodes_s = timing.sequence_s * decoding + timing.held_s * held
     steps = -(-tokens // replica.preset.max_batched_tokens)
     queue_s = tokens * timing.token_s + pairs * timing.pair_s + steps * (timing.base_s + decodes_s)
-    begins_s = max(now, replica.ends_s) if scheduler.has_work else now
+    begins_s = max(now, replica.step_ends_s(now))
     pool = scheduler.pool
     found = Outlook(
         replica=replica,
@@ -98,7 +108,6 @@ def outlook(replica: SimReplica, uncached_tokens: Mapping[int, int], now: float)
 def _ends(found: Outlook, begins_s: float, queue_s: float, steps: int) -> None:
     """When running sequences end: a token a step, first beside the queue's prefills."""
     scheduler = found.replica.scheduler
-    alone_s = found.replica.preset.timing.base_s + found.decodes_s
     size = scheduler.pool.block_size
     ends = []
     for one in scheduler._running:
@@ -106,7 +115,7 @@ def _ends(found: Outlook, begins_s: float, queue_s: float, steps: int) -> None:
         if left <= steps:
             when = begins_s + queue_s * left / steps
         else:
-            when = begins_s + queue_s + (left - steps) * alone_s
+            when = begins_s + queue_s + (left - steps) * found.step_s
         # What it found in the cache others may hold still.
         ends.append((when, len(one.blocks) - one.cached_tokens // size))
     ends.sort()

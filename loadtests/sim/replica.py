@@ -59,7 +59,6 @@ class SimReplica:
         outcomes: Told what becomes of requests.
         published: Told its KV events, as they are made.
         computed_tokens: Prompt tokens computed so far, recomputed ones included.
-        ends_s: When what runs now ends, or what ran last ended.
     """
 
     preset: Preset
@@ -71,9 +70,9 @@ class SimReplica:
     eviction: EvictionName = "lru"
     computed_tokens: int = 0
     busy_s: float = 0.0
-    ends_s: float = 0.0
     _requests: dict[int, SimRequest] = field(default_factory=dict)
     _next_answer_token: int = _ANSWERS_FROM
+    _ends_s: float = 0.0
 
     def __post_init__(self) -> None:
         self._begin_empty()
@@ -131,6 +130,13 @@ class SimReplica:
         """To look at, not to touch."""
         return self._scheduler
 
+    def step_ends_s(self, now: float) -> float:
+        """When the step that runs now ends; now if none does."""
+        if self._coast is not None:
+            done = self._coast.steps_within(now - self._coast.begun_at)
+            return self._coast.end_of(min(done + 1, self._coast.steps))
+        return now if self._plan is None else self._ends_s
+
     def load(self) -> Load:
         scheduler = self._scheduler
         return Load(
@@ -153,7 +159,7 @@ class SimReplica:
 
     def _end_at(self, when: float, then: Callable[[float], None]) -> None:
         self._run += 1
-        self.ends_s = when
+        self._ends_s = when
         run = self._run
         self.at(when, lambda at: then(at) if run == self._run else None)
 

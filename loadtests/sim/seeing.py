@@ -10,18 +10,24 @@ from loadtests.sim.request import SimRequest
 
 
 class Coming:
-    """Requests by arrival, some of which may be looked at before they are taken."""
+    """Requests by arrival, which may be looked at before they have arrived."""
 
     def __init__(self, requests: Iterable[SimRequest]) -> None:
         self._rest = iter(requests)
         self._seen: deque[SimRequest] = deque()
 
-    def take(self) -> SimRequest | None:
+    def peek(self) -> SimRequest | None:
         """The next one; None after the last."""
-        return self._seen.popleft() if self._seen else next(self._rest, None)
+        if not self._seen and (request := next(self._rest, None)) is not None:
+            self._seen.append(request)
+        return self._seen[0] if self._seen else None
+
+    def take(self) -> None:
+        """The next one has arrived."""
+        self._seen.popleft()
 
     def until(self, when: float) -> Iterator[SimRequest]:
-        """Those not taken that arrive no later."""
+        """Those that have not arrived, and will by then."""
         while not self._seen or self._seen[-1].arrival_s <= when:
             request = next(self._rest, None)
             if request is None:

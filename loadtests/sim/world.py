@@ -139,12 +139,13 @@ class World:
         heapq.heappush(self._heap, (when, self._order, then))
 
     def _next_arrival(self, coming: Coming) -> None:
-        request = coming.take()
+        request = coming.peek()
         if request is None:
             self._more_to_come = False
             return
 
         def arrive(now: float) -> None:
+            coming.take()
             self._next_arrival(coming)
             self._arrive(request, now)
 

@@ -76,7 +76,8 @@ def load_lines(runs: Sequence[Series], ours: str) -> Figure:
         axes.set_yscale("symlog", linthresh=_LINEAR_TO)
         axes.set_ylim(0, highest * 1.2 or 1)
 
-    return _panels(runs, ours, draw, "requests in flight at a replica (log above 10)")[0]
+    label = "requests in flight: each replica (thin), their mean (thick); log above 10"
+    return _panels(runs, ours, draw, label)[0]
 
 
 def load_map(runs: Sequence[Series], ours: str) -> Figure:
@@ -146,7 +147,8 @@ def _panels(
         for axes, one in zip(used, _by_mean(runs), strict=True):
             draw(axes, one)
             weight = "bold" if one.policy == ours else "normal"
-            axes.set_title(f"{one.policy}  {one.mean_s:.3g} s", fontsize=9, fontweight=weight)
+            title = f"{one.policy}, TTFT {one.mean_s:.3g} s"
+            axes.set_title(title, fontsize=9, fontweight=weight)
         for axes in list(panels.flat)[len(runs) :]:
             axes.set_visible(False)
             above = panels.flat[list(panels.flat).index(axes) - across]
