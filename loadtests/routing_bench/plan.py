@@ -152,14 +152,18 @@ def points(matrix: Matrix, scenario: Scenario) -> list[Point]:
         for cache in matrix.caches
         for load in matrix.loads
     )
-    return [one for one in product if matrix.full or _on_the_cross(one, scenario.narrow)]
+    return [one for one in product if matrix.full or _on_the_cross(matrix, one, scenario.narrow)]
 
 
-def _on_the_cross(point: Point, narrow: bool) -> bool:
-    aside = (point.cache != USUAL_CACHE) + (point.replicas != REPLICAS)
+def _on_the_cross(matrix: Matrix, point: Point, narrow: bool) -> bool:
+    """Of what is asked for: an axis with one value is no arm."""
+    several_loads = len(matrix.loads) > 1
+    aside = (len(matrix.caches) > 1 and point.cache != USUAL_CACHE) + (
+        len(matrix.fleets) > 1 and point.replicas != REPLICAS
+    )
     if narrow:
-        return not aside and point.load in _NARROW_LOADS
-    return aside + (point.load != FULL_LOAD) <= 1
+        return not aside and (not several_loads or point.load in _NARROW_LOADS)
+    return aside + (several_loads and point.load != FULL_LOAD) <= 1
 
 
 def _seeds(matrix: Matrix, point: Point) -> int:

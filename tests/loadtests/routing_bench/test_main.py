@@ -73,15 +73,16 @@ def test_a_rate_is_found_for_a_workload_and_its_caches_with_it(
     tried: list[tuple[float, bool]] = []
 
     def search(kept: Callable[[float], bool], start: float) -> float:
-        tried.extend((rate, kept(rate)) for rate in (20.0, 5000.0))
-        return 20.0
+        tried.extend((rate, kept(rate)) for rate in (5.0, 5000.0))
+        return 5.0
 
     monkeypatch.setattr(work, "highest_rate", search)
-    job = Saturate(scenario="few-shot", scale=0.2)
+    monkeypatch.setattr(work, "STRONG", ("least_requests", "session"))
+    job = Saturate(scenario="few-shot", scale=0.1)
     found = compute(job, scenarios(None)["few-shot"], None).saturation
-    assert tried == [(20.0, True), (5000.0, False)]
+    assert tried == [(5.0, True), (5000.0, False)]
     assert found is not None
-    assert (found.requests_per_s, found.requests) == (20.0, 120)
+    assert (found.requests_per_s, found.requests) == (5.0, 60)
     assert found.keeps_up in work.STRONG
     assert found.blocks["tight"] < found.blocks["medium"] < found.blocks["ample"]
 

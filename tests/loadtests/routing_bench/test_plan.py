@@ -97,6 +97,16 @@ def test_the_full_product_has_every_seed_everywhere() -> None:
     assert len(ours) == 4 * 3 * 2 * 2
 
 
+def test_an_axis_with_one_value_is_no_arm_of_the_cross() -> None:
+    asked = matrix("chat", "trap-lengths", loads=(85,), caches=("tight",), fleets=(64,), seeds=1)
+    points = {
+        (one.load, one.cache, one.replicas)
+        for one in finished(asked)
+        if isinstance(one, Measure) and one.load != 100  # the screen's
+    }
+    assert points == {(85, "tight", 64)}
+
+
 def test_policies_that_are_named_need_no_screen() -> None:
     asked = Matrix(
         scenarios=[KNOWN["chat"]],

@@ -33,9 +33,9 @@ def run(make: MakeRouter, name: str, rate: float, count: int, blocks: int) -> tu
 def test_it_is_sooner_than_in_turn_and_not_later_than_ours(
     name: str, rate: float, blocks: int
 ) -> None:
-    oracle, world = run(Oracle, name, rate, 120, blocks)
-    ours, _ = run(all_routers()["prefix_aware"], name, rate, 120, blocks)
-    in_turn, _ = run(all_routers()["round_robin"], name, rate, 120, blocks)
+    oracle, world = run(Oracle, name, rate, 80, blocks)
+    ours, _ = run(all_routers()["prefix_aware"], name, rate, 80, blocks)
+    in_turn, _ = run(all_routers()["round_robin"], name, rate, 80, blocks)
     assert oracle.failed == 0
     assert oracle.ttft_mean_s < 0.9 * in_turn.ttft_mean_s
     assert oracle.ttft_mean_s <= 1.05 * ours.ttft_mean_s

@@ -40,7 +40,7 @@ def test_what_drains_long_after_the_last_arrival_is_not_shown() -> None:
 def test_the_page_needs_nothing_else_and_has_every_policy(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="of the extra loadtests")
     names = ["prefix_aware", "round_robin", "dynamo_cost"]
-    command = ["simulate", "few-shot", "--requests", "40", "--rate", "40", "--replicas", "3"]
+    command = ["simulate", "few-shot", "--requests", "20", "--rate", "40", "--replicas", "3"]
     command += ["--policy", ",".join(names), "--plots", str(tmp_path / "new" / "plots")]
     assert main(command) == 0
     folder = tmp_path / "new" / "plots"
