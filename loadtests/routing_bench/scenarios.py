@@ -14,10 +14,10 @@ from pathlib import Path
 from loadtests.provenance import ROOT
 from loadtests.sim import mooncake
 from loadtests.sim.request import SimRequest
-from loadtests.sim.timing import PRESETS
 from loadtests.sim.workloads.registry import WORKLOADS, build
 from loadtests.sim.workloads.workload import generate
 from loadtests.sim.world import ReplicaSpec
+from replica.core.timing import PRESETS
 
 BLOCK_SIZE = 64
 PRESET = PRESETS["h100-8b"]

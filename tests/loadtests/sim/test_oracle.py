@@ -10,10 +10,10 @@ from loadtests.sim.report import Row, row_of
 from loadtests.sim.request import SimRequest
 from loadtests.sim.router import MakeRouter
 from loadtests.sim.seeing import Coming
-from loadtests.sim.timing import PRESETS
 from loadtests.sim.workloads.registry import build
 from loadtests.sim.workloads.workload import generate
 from loadtests.sim.world import ReplicaSpec, World
+from replica.core.timing import PRESETS
 
 PRESET = PRESETS["h100-8b"]
 
