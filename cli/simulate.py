@@ -3,13 +3,19 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.requests import add_request_arguments, requests_of
 
 if TYPE_CHECKING:
     from loadtests.sim.contest import Told
+    from loadtests.sim.report import Row
     from loadtests.sim.router import MakeRouter
+    from loadtests.sim.world import Run
+
+    WritePlots = Callable[[Path, str, list[Row], Mapping[str, Run], str], list[Path]]
 
 _ALL = "all"
 
@@ -40,13 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--block-size", type=int, default=64, metavar="TOKENS", help="default: 64")
     parser.add_argument("--json", action="store_true", help="rows in place of a table")
+    parser.add_argument(
+        "--plots",
+        type=Path,
+        metavar="DIR",
+        help="a page of figures there, and their PNG files (needs the extra loadtests)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """0; 2 when the arguments make no sense."""
     from loadtests.sim.contest import contest
     from loadtests.sim.report import as_json, table
-    from loadtests.sim.world import ReplicaSpec
+    from loadtests.sim.world import ReplicaSpec, Run
     from replica.core.evictions import EVICTIONS
     from replica.core.queue_orders import QUEUE_ORDERS
     from replica.core.timing import PRESETS
@@ -73,19 +85,40 @@ def run(options: argparse.Namespace) -> int:
             eviction=options.eviction,
             queue_order=options.queue_order,
         )
+        write_plots = _plots() if options.plots is not None else None
         requests()  # what is wrong with it is told before anything runs
     except (OSError, ValueError) as error:
         print(f"warmroute: {error}", file=sys.stderr)
         return 2
     told = _progress(len(routers)) if sys.stderr.isatty() else None
-    rows = contest(requests, routers, [spec] * options.replicas, options.seed, told)
+    runs: dict[str, Run] | None = {} if options.plots is not None else None
+    rows = contest(requests, routers, [spec] * options.replicas, options.seed, told, runs)
     if told is not None:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     if options.json:
         print(json.dumps(as_json(rows)))
     else:
         print(*table(rows), sep="\n")
+    if write_plots is not None and runs is not None:
+        title = f"{Path(options.trace).name}, {options.replicas} replicas of {options.preset}"
+        paths = write_plots(options.plots, title, rows, runs, "prefix_aware")
+        print(f"written: {', '.join(map(str, paths))}", file=sys.stderr)
     return 0
+
+
+def _plots() -> "WritePlots":
+    """What writes them.
+
+    Raises:
+        ValueError: matplotlib is not there.
+    """
+    try:
+        from loadtests.sim.plots.page import write
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise ValueError("--plots needs matplotlib: pip install 'warmroute[loadtests]'") from error
+    return write
 
 
 def _routers(names: str) -> dict[str, "MakeRouter"]:

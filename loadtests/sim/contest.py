@@ -8,7 +8,7 @@ from loadtests.sim.peers.registry import PEERS
 from loadtests.sim.report import Row, row_of
 from loadtests.sim.request import SimRequest
 from loadtests.sim.router import MakeRouter
-from loadtests.sim.world import ReplicaSpec, simulate
+from loadtests.sim.world import ReplicaSpec, Run, simulate
 
 Told = Callable[[str, float], None]
 """Told which policy is at what virtual time."""
@@ -25,15 +25,20 @@ def contest(
     specs: Sequence[ReplicaSpec],
     seed: int = 0,
     told: Told | None = None,
+    runs: dict[str, Run] | None = None,
 ) -> list[Row]:
     """A row for each router, in their order.
 
     Args:
         requests: Makes the same requests at every call.
+        runs: Where to put the runs themselves, by name; None: they are not kept.
     """
     usual = specs[len(specs) // 2].preset
     rows = []
     for name, make in routers.items():
         progress = None if told is None else partial(told, name)
-        rows.append(row_of(name, simulate(requests(), make, specs, seed, progress), usual))
+        run = simulate(requests(), make, specs, seed, progress)
+        rows.append(row_of(name, run, usual))
+        if runs is not None:
+            runs[name] = run
     return rows

@@ -74,6 +74,7 @@ class SimReplica:
     busy_s: float = 0.0
     _requests: dict[int, SimRequest] = field(default_factory=dict)
     _next_answer_token: int = _ANSWERS_FROM
+    _ends_s: float = 0.0
 
     def __post_init__(self) -> None:
         self._begin_empty()
@@ -127,6 +128,18 @@ class SimReplica:
         for request in lost.values():
             self.outcomes(Ended(request, 0, lost=True), now)
 
+    @property
+    def scheduler(self) -> Scheduler:
+        """To look at, not to touch."""
+        return self._scheduler
+
+    def step_ends_s(self, now: float) -> float:
+        """When the step that runs now ends; now if none does."""
+        if self._coast is not None:
+            done = self._coast.steps_within(now - self._coast.begun_at)
+            return self._coast.end_of(min(done + 1, self._coast.steps))
+        return now if self._plan is None else self._ends_s
+
     def load(self) -> Load:
         scheduler = self._scheduler
         return Load(
@@ -149,6 +162,7 @@ class SimReplica:
 
     def _end_at(self, when: float, then: Callable[[float], None]) -> None:
         self._run += 1
+        self._ends_s = when
         run = self._run
         self.at(when, lambda at: then(at) if run == self._run else None)
 

@@ -97,7 +97,7 @@ def as_json(rows: Sequence[Row]) -> Mapping[str, object]:
     return {"rows": [asdict(row) for row in rows]}
 
 
-_COLUMNS = (
+COLUMNS = (
     ("policy", "policy", "{}"),
     ("TTFT mean, s", "ttft_mean_s", "{:.3f}"),
     ("p50", "ttft_p50_s", "{:.3f}"),
@@ -113,8 +113,8 @@ _COLUMNS = (
 
 def table(rows: Sequence[Row]) -> list[str]:
     """In Markdown, aligned for a terminal as well."""
-    heads = [head for head, _, _ in _COLUMNS]
-    cells = [[form.format(getattr(row, name)) for _, name, form in _COLUMNS] for row in rows]
+    heads = [head for head, _, _ in COLUMNS]
+    cells = [[form.format(getattr(row, name)) for _, name, form in COLUMNS] for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     lines = [heads, ["-" * width for width in widths], *cells]
     return [

@@ -12,6 +12,7 @@ from random import Random
 from loadtests.sim.replica import Ended, Outcome, SimReplica
 from loadtests.sim.request import SimRequest
 from loadtests.sim.router import MakeRouter, ReplicaFacts
+from loadtests.sim.seeing import Coming, SeesEverything
 from protocol.kv_events import KvEvent
 from replica.core.evictions import EvictionName
 from replica.core.queue_orders import QueueOrderName
@@ -115,7 +116,9 @@ class World:
             requests: By arrival.
             progress: Told the virtual time, every now and then.
         """
-        coming = iter(requests)
+        coming = Coming(requests)
+        if isinstance(self.router, SeesEverything):
+            self.router.see(self._replicas, coming)
         self._next_arrival(coming)
         if self.router.poll_interval_s is not None:
             self.at(0.0, self._poll)
@@ -138,13 +141,14 @@ class World:
         self._order += 1
         heapq.heappush(self._heap, (when, self._order, then))
 
-    def _next_arrival(self, coming: Iterable[SimRequest]) -> None:
-        request = next(iter(coming), None)
+    def _next_arrival(self, coming: Coming) -> None:
+        request = coming.peek()
         if request is None:
             self._more_to_come = False
             return
 
         def arrive(now: float) -> None:
+            coming.take()
             self._next_arrival(coming)
             self._arrive(request, now)
 

@@ -1,0 +1,1 @@
+"""Routing policies against each other over workloads, loads, cache sizes and fleets."""
