@@ -19,7 +19,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)))
 _ACROSS_MAX = 4
 _LINEAR_TO = 10.0
-_STYLE = {
+_STYLE: Any = {  # matplotlib types its keys by name, in some versions
     "font.size": 9.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
