@@ -24,10 +24,11 @@ TRUSTED_SAMPLES = 8
 SPREAD_MIN = 0.05
 # Keeps a rate finite where a fit finds no slope.
 SECONDS_PER_TOKEN_MIN = 1e-9
-# Fits that differ by no more than this factor are taken as the same speed.
-ALIKE_FACTOR = 1.4
-# Prefill fits are compared here too: where the rate shows, not only the overhead.
-LONG_PROMPT_TOKENS = 2048.0
+# Fits that differ by no more than this factor are taken as the same speed: equal replicas under
+# load differ by that much for a while, and what seems slow gets little to show that it is not.
+ALIKE_FACTOR = 2.0
+# Fits are compared up to so many deviations above the mean of what was seen: where the slope shows.
+FAR_DEVIATIONS = 2.0
 # Samples of few tokens say little about the rate, those of many are noisy: error ∝ tokens + this.
 SMALL_PROMPT_TOKENS = 64.0
 # More than this many tokens a byte are not those of a text.
@@ -202,11 +203,11 @@ class CostModel:
         decode = _typical([one.decode for one in everybody if one.decode.samples])
         for one in everybody:
             if prefill is not None:
-                line = prefill.instead_of(one.prefill, LONG_PROMPT_TOKENS)
+                line = prefill.instead_of(one.prefill)
                 one.rates.overhead_s = line.intercept
                 one.rates.prefill_s_per_token = max(line.slope, SECONDS_PER_TOKEN_MIN)
             if decode is not None:
-                line = decode.instead_of(one.decode, decode.x)
+                line = decode.instead_of(one.decode)
                 one.rates.decode_base_s = line.intercept
                 one.rates.decode_slope_s = line.slope
 
@@ -229,11 +230,16 @@ class _Typical:
     line: FadingLine
     x: float
 
-    def instead_of(self, own: FadingLine, far: float) -> FadingLine:
-        """This line, unless `own` was measured to be another, near the usual x or far from it."""
-        if own.samples and not all(_alike(own.at(x), self.line.at(x)) for x in (self.x, far)):
-            return own
-        return self.line
+    def instead_of(self, own: FadingLine) -> FadingLine:
+        """This line, unless `own` was measured to be another, near the usual x or near its own."""
+        if not own.samples:
+            return self.line
+        mean = own.x / own.weight
+        deviation = max(0.0, own.xx / own.weight - mean * mean) ** 0.5
+        compared = (self.x, mean, mean + FAR_DEVIATIONS * deviation)
+        if all(_alike(own.at(x), self.line.at(x)) for x in compared):
+            return self.line
+        return own
 
 
 def _typical(lines: Sequence[FadingLine]) -> _Typical | None:
