@@ -206,7 +206,10 @@ PLANTED: list[tuple[Callable[[], Any], Collection[str]]] = [
     (resumed_with_a_token_too_few, {"answers"}),
     (blanks_said_again_counted_twice, {"answers"}),
     (client_gone_unnoticed, {"checks.py:_worker"}),
-    (block_released_twice, {"block_pool.py:release", "block_pool.py:check", "scheduler.py:check"}),
+    (
+        block_released_twice,
+        {"block_pool.py:release", "block_pool.py:check", "table_checks.py:check_tables"},
+    ),
     (held_block_evictable, {"block_pool.py:check", "reuse_aware.py:add"}),
     (drained_replica_chosen, {"choices"}),
     (ejected_replica_chosen, {"choices", "fleet.py:check"}),
