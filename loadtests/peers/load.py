@@ -4,38 +4,27 @@ Open loop: nobody waits for an answer before the next request goes out, and an a
 from when its request was due.
 """
 
-import asyncio
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import aiohttp
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from loadtests.replay.client import open_session
+from loadtests.replay.drive import Clock, MonotonicClock, Turn, drive
+from loadtests.replay.plan import COMPLETIONS, Lengths, Planned, Planner
+from loadtests.replay.prompts import mixed
 from loadtests.sim.request import SimRequest
 from loadtests.stand_in import MODEL
 from protocol.openai import Usage
 
-COMPLETIONS = "/v1/completions"
 _DATA = b"data:"
 _DONE = b"[DONE]"
 _TAIL_BYTES = 4096
 _REFUSAL_BYTES = 300
 ANSWER_TIMEOUT_S = 300.0
-
-
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    Attributes:
-        due_s: From the beginning.
-        tokens: Of its prompt.
-        body: JSON.
-    """
-
-    due_s: float
-    tokens: int
-    body: bytes
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,72 +61,50 @@ class Words:
         self._words = np.array(words, object)
 
     def text(self, ids: "array[int]") -> str:
-        found = self._words[_mixed(np.frombuffer(ids, np.uint32)) % np.uint32(len(self._words))]
+        found = self._words[mixed(np.frombuffer(ids, np.uint32)) % np.uint32(len(self._words))]
         return "".join(found.tolist())
 
 
-def _mixed(ids: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Neighbours far apart. Source: MurmurHash3's 32-bit finaliser (Appleby 2011)."""
-    ids = (ids ^ (ids >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    ids = (ids ^ (ids >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-    return ids ^ (ids >> np.uint32(16))
-
-
-def asked_of(requests: Iterable[SimRequest], words: Words) -> list[Asked]:
+def plan_of(requests: Iterable[SimRequest], words: Words) -> list[Planned]:
     """Their bodies; the first is due at once."""
-    asked: list[Asked] = []
-    begin_s = None
-    for request in requests:
-        begin_s = request.arrival_s if begin_s is None else begin_s
-        body = {
-            "model": MODEL,
-            "prompt": words.text(request.prompt),
-            "max_tokens": request.output_tokens,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        asked.append(
-            Asked(
-                due_s=request.arrival_s - begin_s,
-                tokens=len(request.prompt),
-                body=msgspec.json.encode(body),
-            )
-        )
-    return asked
+    coming = iter(requests)
+    first = next(coming, None)
+    if first is None:
+        return []
+    planner = Planner(model=MODEL, path=COMPLETIONS, lengths=Lengths(), writer=words)
+    return list(planner.plan(chain([first], coming), first.arrival_s))
 
 
-async def offer(url: str, asked: Sequence[Asked]) -> list[Answered]:
+async def offer(url: str, plan: Sequence[Planned]) -> list[Answered]:
     """Sends all when they are due; an outcome for each, in the same order."""
-    loop = asyncio.get_running_loop()
-    timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        begin_s = loop.time()
-        async with asyncio.TaskGroup() as tasks:
-            answers = []
-            for one in asked:
-                due_s = begin_s + one.due_s
-                await asyncio.sleep(max(0.0, due_s - loop.time()))
-                answers.append(tasks.create_task(_answer(session, url, one.body, due_s)))
-    return [task.result() for task in answers]
+    clock = MonotonicClock()
+    answers: dict[int, Answered] = {}
+    async with open_session(None, ANSWER_TIMEOUT_S) as session:
+
+        async def send(request: Planned, turn: Turn) -> None:
+            answers[request.number] = await _answer(session, url, request.body, turn, clock)
+
+        await drive(plan, send, clock, clock.now_s(), on_schedule=True)
+    return [answers[request.number] for request in plan]
 
 
-async def _answer(session: aiohttp.ClientSession, url: str, body: bytes, due_s: float) -> Answered:
-    loop = asyncio.get_running_loop()
-    late_s = loop.time() - due_s
+async def _answer(
+    session: aiohttp.ClientSession, url: str, body: bytes, turn: Turn, clock: Clock
+) -> Answered:
+    """Reads no more of a stream than it must: load and replicas share the machine."""
+    due_s = turn.scheduled_s
+    late_s = clock.now_s() - due_s
     first_s = last_s = None
     tail = b""
     try:
-        headers = {"content-type": "application/json"}
-        async with session.post(url + COMPLETIONS, data=body, headers=headers) as response:
+        async with session.post(url + COMPLETIONS, data=body) as response:
             if response.status != 200:
                 said = (await response.content.read(_REFUSAL_BYTES)).decode(errors="replace")
                 return Answered(late_s=late_s, error=f"{response.status}: {said}")
             async for piece in response.content.iter_any():
                 if first_s is None and _DATA in piece:
-                    first_s = loop.time() - due_s
-                last_s = loop.time() - due_s
+                    first_s = clock.now_s() - due_s
+                last_s = clock.now_s() - due_s
                 tail = (tail + piece)[-_TAIL_BYTES:]
     except (aiohttp.ClientError, TimeoutError) as error:
         return Answered(late_s=late_s, error=f"{type(error).__name__}: {error}")

@@ -25,9 +25,10 @@ from loadtests.overhead.process_tree import cpu_s
 from loadtests.overhead.processes import NotStarted, Running
 from loadtests.peers.contestants import CONTESTANTS
 from loadtests.peers.fleet import Device, Fleet, FleetFailed, start_fleet
-from loadtests.peers.load import Asked, Words, asked_of, offer
+from loadtests.peers.load import Words, offer, plan_of
 from loadtests.peers.report import Row, lines_of, row_of
 from loadtests.provenance import commit, machine, say
+from loadtests.replay.plan import Planned
 from loadtests.sim import mooncake
 from loadtests.sim.request import SimRequest
 from loadtests.sim.workloads.registry import WORKLOADS, build
@@ -46,7 +47,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """One load, ready to be sent again and again."""
 
     name: str
-    asked: list[Asked]
+    plan: list[Planned]
 
 
 def main(arguments: Sequence[str], *, isolated: bool = True) -> int:
@@ -133,7 +134,7 @@ def loads_of(chosen: argparse.Namespace) -> list[Load]:
     """
     words = _words()
     return [
-        Load(name=Path(one).stem, asked=asked_of(_requests(one, chosen), words))
+        Load(name=Path(one).stem, plan=plan_of(_requests(one, chosen), words))
         for one in chosen.loads
     ]
 
@@ -170,7 +171,7 @@ def compare(
         FleetFailed: the replicas do not run.
     """
     rows = []
-    most = max((one.tokens for load in loads for one in load.asked), default=0)
+    most = max((one.prompt_tokens for load in loads for one in load.plan), default=0)
     context = min(PRESETS[device.preset].cache_tokens, most + 8192)
     with tempfile.TemporaryDirectory(prefix="bench-peers-") as folder, ExitStack() as stack:
         directory = Path(folder)
@@ -191,7 +192,7 @@ def _measure(contestant: Contestant, load: Load, fleet: Fleet, directory: Path) 
         router = Running(stack, contestant, directory, fleet.ports)
         router.wait_until_answering(_FIRST_CHAT)
         before_s = cpu_s(router.pid)
-        answers = asyncio.run(offer(f"http://127.0.0.1:{router.port}", load.asked))
+        answers = asyncio.run(offer(f"http://127.0.0.1:{router.port}", load.plan))
         took_s = cpu_s(router.pid) - before_s
     row = row_of(contestant.name, load.name, answers, took_s)
     say(

@@ -1,12 +1,12 @@
 """What is sent and when: a trace's requests as bodies, each made when it is asked for."""
 
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
-from loadtests.replay.prompts import PromptWriter
 from loadtests.sim.request import SimRequest
 
 CHAT = "/v1/chat/completions"
@@ -70,6 +70,12 @@ def extent_of(requests: Iterable[SimRequest], lengths: Lengths) -> Extent:
     return Extent(requests=count, first_s=first_s, tokens_max=tokens_max)
 
 
+class Writer(Protocol):
+    def text(self, ids: "array[int]") -> str:
+        """A prompt's token ids as text; equal beginnings are equal texts."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planner:
     """Pure.
@@ -83,7 +89,7 @@ class Planner:
     model: str
     path: str
     lengths: Lengths
-    writer: PromptWriter
+    writer: Writer
     ignore_eos: bool = False
 
     def plan(

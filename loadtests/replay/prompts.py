@@ -72,10 +72,10 @@ class PromptWriter:
         if self._words_per_id < 1:
             all_ids = all_ids[(np.arange(words) / self._words_per_id).astype(np.int64)]
         if self._cut == 0:
-            return _spelled(_mixed(all_ids ^ self._key))
+            return _spelled(mixed(all_ids ^ self._key))
         head = all_ids[: self._cut + HEAD_WORDS]
         digest = blake2b((head ^ self._key).tobytes(), digest_size=4 * HEAD_WORDS).digest()
-        rest = _mixed(all_ids[len(head) :] ^ self._key)
+        rest = mixed(all_ids[len(head) :] ^ self._key)
         return _spelled(np.concatenate([np.frombuffer(digest, np.uint32), rest]))
 
 
@@ -92,10 +92,10 @@ def calibration_of(few: tuple[int, int], many: tuple[int, int], source: str) -> 
 def probe_text(words: int, seed: int) -> str:
     """A text that no trace has, to see what the target makes of it."""
     key = np.uint32(int.from_bytes(blake2b(b"probe %d" % seed, digest_size=4).digest()))
-    return _spelled(_mixed(np.arange(words, dtype=np.uint32) ^ key))
+    return _spelled(mixed(np.arange(words, dtype=np.uint32) ^ key))
 
 
-def _mixed(ids: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def mixed(ids: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """fmix32 of MurmurHash3: each id another number, each bit of it changes half of them."""
     ids = ids ^ (ids >> np.uint32(16))
     ids = ids * np.uint32(0x85EBCA6B)

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from loadtests.peers.load import COMPLETIONS, Answered, Asked, Words, asked_of, offer, usage_in
+from loadtests.peers.load import Answered, Words, offer, plan_of, usage_in
+from loadtests.replay.plan import COMPLETIONS, Planned
 from loadtests.sim.request import SimRequest
 
 WORDS = Words([f" w{number}" for number in range(1000)])
@@ -53,8 +54,11 @@ async def stream(asked: web.Request, *pieces: bytes) -> web.StreamResponse:
     return response
 
 
-def asked(count: int) -> list[Asked]:
-    return [Asked(due_s=0.0, tokens=9, body=b"%d" % number) for number in range(count)]
+def plan(count: int) -> list[Planned]:
+    return [
+        Planned(number=number, due_s=0.0, prompt_tokens=9, output_tokens=2, body=b"%d" % number)
+        for number in range(count)
+    ]
 
 
 def test_equal_ids_are_equal_words_and_each_id_is_one() -> None:
@@ -74,9 +78,9 @@ def test_contents_that_are_side_by_side_share_no_run_of_words() -> None:
 
 
 def test_bodies_ask_for_what_the_request_had_from_its_time_on() -> None:
-    made = asked_of([request(0, 5.0, [1, 2]), request(1, 7.5, [1, 2, 3])], WORDS)
+    made = plan_of([request(0, 5.0, [1, 2]), request(1, 7.5, [1, 2, 3])], WORDS)
     assert [one.due_s for one in made] == [0.0, 2.5]
-    assert [one.tokens for one in made] == [2, 3]
+    assert [one.prompt_tokens for one in made] == [2, 3]
     first, second = (msgspec.json.decode(one.body) for one in made)
     assert second["prompt"].startswith(first["prompt"])
     assert (first["max_tokens"], first["stream"]) == (7, True)
@@ -90,7 +94,7 @@ async def test_answers_are_told_in_the_order_of_the_requests_with_their_usage() 
         return await stream(got, TEXT, TEXT, USAGE, DONE)
 
     async with server(answer) as url:
-        told = await offer(url, asked(3))
+        told = await offer(url, plan(3))
     assert [one.error for one in told] == [None, "503: no replica", None]
     assert [(one.prompt_tokens, one.cached_tokens) for one in told] == [(9, 4), (0, 0), (9, 4)]
     for one in (told[0], told[2]):
@@ -110,7 +114,7 @@ async def test_requests_do_not_wait_for_answers() -> None:
         return await stream(got, TEXT, USAGE, DONE)
 
     async with server(answer) as url:
-        told = await asyncio.wait_for(offer(url, asked(3)), 20)
+        told = await asyncio.wait_for(offer(url, plan(3)), 20)
     assert [one.error for one in told] == [None] * 3
 
 
@@ -122,7 +126,7 @@ async def test_a_stream_that_breaks_off_is_an_error(pieces: list[bytes]) -> None
         return await stream(got, *pieces)
 
     async with server(answer) as url:
-        (only,) = await offer(url, asked(1))
+        (only,) = await offer(url, plan(1))
     assert only.error == "the stream ended without its usage"
 
 
@@ -134,7 +138,7 @@ async def test_a_connection_that_is_cut_is_an_error() -> None:
         return response
 
     async with server(answer) as url:
-        (only,) = await offer(url, asked(1))
+        (only,) = await offer(url, plan(1))
     assert only.error is not None
     assert only.first_s is None
 

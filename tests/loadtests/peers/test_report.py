@@ -5,7 +5,8 @@ import math
 import pytest
 
 from loadtests.peers.load import Answered
-from loadtests.peers.report import lines_of, quantile, row_of
+from loadtests.peers.report import lines_of, row_of
+from loadtests.workloads import quantile
 
 
 def answered(first_s: float, cached: int = 0) -> Answered:
