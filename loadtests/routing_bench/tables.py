@@ -7,7 +7,7 @@ from loadtests.routing_bench.jobs import OURS, Measure, Saturation
 from loadtests.routing_bench.plan import Results
 from loadtests.routing_bench.scenarios import FAULTS, Scenario
 from loadtests.routing_bench.verdict import Measured, Verdict, spread
-from loadtests.sim.report import Row
+from loadtests.sim.report import Row, markdown
 from loadtests.sim.workloads.registry import summary
 
 _COLUMNS: tuple[tuple[str, Callable[[Row], float], str], ...] = (
@@ -22,17 +22,6 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], float], str], ...] = (
     ("recomputed", lambda row: row.recomputed_tokens, "{:,.0f}"),
     ("failed", lambda row: row.failed, "{:.0f}"),
 )
-
-
-def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table, aligned for a terminal as well."""
-    cells = [list(headings), *(list(row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * width for width in widths])
-    return [
-        "| " + " | ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in cells
-    ]
 
 
 def scenario_section(

@@ -1,6 +1,6 @@
 """What a run came to: one row a policy, and the table of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
 
@@ -114,12 +114,16 @@ COLUMNS = (
 def table(rows: Sequence[Row]) -> list[str]:
     """In Markdown, aligned for a terminal as well."""
     heads = [head for head, _, _ in COLUMNS]
-    cells = [[form.format(getattr(row, name)) for _, name, form in COLUMNS] for row in rows]
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    lines = [heads, ["-" * width for width in widths], *cells]
+    cells = ([form.format(getattr(row, name)) for _, name, form in COLUMNS] for row in rows)
+    return markdown(heads, cells)
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table, aligned for a terminal as well."""
+    cells = [list(headings), *(list(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
     return [
-        "| "
-        + " | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        + " |"
-        for line in lines
+        "| " + " | ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) + " |"
+        for line in cells
     ]

@@ -5,7 +5,7 @@ Nothing but the arguments decides what happens: the same ones give the same run,
 
 import heapq
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
 
@@ -164,12 +164,7 @@ class World:
     def _replica(self, number: int, spec: ReplicaSpec) -> SimReplica:
         preset = spec.preset
         if spec.slowness != 1.0:
-            preset = Preset(
-                timing=preset.timing.slowed(spec.slowness),
-                cache_tokens=preset.cache_tokens,
-                max_batched_tokens=preset.max_batched_tokens,
-                max_running=preset.max_running,
-            )
+            preset = replace(preset, timing=preset.timing.slowed(spec.slowness))
         return SimReplica(
             preset=preset,
             block_size=spec.block_size,
