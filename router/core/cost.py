@@ -75,6 +75,16 @@ class FadingLine:
         self.samples = 0
         self.weight = self.x = self.y = self.xx = self.xy = 0.0
 
+    @property
+    def mean_x(self) -> float:
+        """Of the samples; there is one."""
+        return self.x / self.weight
+
+    @property
+    def variance_x(self) -> float:
+        mean_x = self.mean_x
+        return max(0.0, self.xx / self.weight - mean_x * mean_x)
+
     def at(self, x: float) -> float:
         return self.intercept + self.slope * x
 
@@ -92,8 +102,7 @@ class FadingLine:
         self.y = self.y * FADE + weight * y
         self.xx = self.xx * FADE + weight * x * x
         self.xy = self.xy * FADE + weight * x * y
-        mean_x, mean_y = self.x / self.weight, self.y / self.weight
-        variance = self.xx / self.weight - mean_x * mean_x
+        mean_x, mean_y, variance = self.mean_x, self.y / self.weight, self.variance_x
         if variance > SPREAD_MIN * mean_x * mean_x:
             slope = (self.xy / self.weight - mean_x * mean_y) / variance
             if slope > 0.0:
@@ -234,9 +243,8 @@ class _Typical:
         """This line, unless `own` was measured to be another, near the usual x or near its own."""
         if not own.samples:
             return self.line
-        mean = own.x / own.weight
-        deviation = max(0.0, own.xx / own.weight - mean * mean) ** 0.5
-        compared = (self.x, mean, mean + FAR_DEVIATIONS * deviation)
+        far = own.mean_x + FAR_DEVIATIONS * own.variance_x**0.5
+        compared = (self.x, own.mean_x, far)
         if all(_alike(own.at(x), self.line.at(x)) for x in compared):
             return self.line
         return own
@@ -246,7 +254,7 @@ def _typical(lines: Sequence[FadingLine]) -> _Typical | None:
     if not lines:
         return None
     middle = FadingLine(median(one.intercept for one in lines), median(one.slope for one in lines))
-    return _Typical(middle, median(one.x / one.weight for one in lines))
+    return _Typical(middle, median(one.mean_x for one in lines))
 
 
 def _alike(one: float, other: float) -> bool:

@@ -296,6 +296,8 @@ class Fleet:
             assert replica.running == running[replica], "every lease is counted once"
             assert replica.pending_prefill_tokens == pending[replica], "until its first byte"
             assert replica.occupied_tokens == occupied[replica], "until it ends"
+            head = next(iter(replica._pending), None)
+            assert replica.head_tokens == (0 if head is None else head.uncached_tokens)
             assert 0.0 <= replica.trust <= 1.0, "trust is a share"
         for state, members in ((State.READY, self.ready), (State.SUSPECT, self.suspect)):
             assert members == [one for one in self.replicas if one.state is state]
