@@ -17,7 +17,7 @@ from loadtests.sim.ours import Ours
 from loadtests.sim.router import MakeRouter, ReplicaFacts, SimRouter
 from router.core.policies import make_policy
 
-MODULES = ("router.core.prefix_aware", "router.core.cost")
+MODULES = ("router.core.prefix_aware", "router.core.demand", "router.core.cost")
 FACTORS = (0.5, 2.0)
 _TIMES = " × "
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from router.core.cost import Rates
+from router.core.demand import Demand
 from router.core.ids import ReplicaId
 from router.core.lease_board import LeaseBoard
 from router.core.states import State, StateEvent, after
@@ -169,6 +170,8 @@ class Fleet:
         self.ready: list[Replica] = []
         self.suspect: list[Replica] = []
         self.turn = 0
+        self._demand = Demand()
+        self._other_running = 0  # of all replicas
 
     @property
     def replicas(self) -> list[Replica]:
@@ -196,12 +199,14 @@ class Fleet:
     def add(self, replica: Replica) -> None:
         assert replica.id not in self._replicas, f"replica {replica.id!r} is there already"
         assert replica.running == replica.occupied_tokens == 0, "a new replica has no work"
+        self._other_running += replica.other_running
         self._replicas[replica.id] = replica
         self._sort()
 
     def remove(self, replica: ReplicaId) -> Replica:
         """Take it out. Its leases stay valid until released. Raises UnknownReplica."""
         removed = self[replica]
+        self._other_running -= removed.other_running
         del self._replicas[replica]
         self._sort()
         return removed
@@ -244,8 +249,17 @@ class Fleet:
         found.occupied_tokens += occupied
         self._leases.add(lease)
         self.turn += 1
+        # Other workers get as many as they have beside ours.
+        came = 1.0 + self._other_running / len(self._leases)
+        work_s = uncached_tokens * found.rates.prefill_s_per_token + found.rates.overhead_s
+        self._demand.came(came, came * work_s, now)
         self._show(found)
         return lease
+
+    def delayed_per_s2(self, now: float) -> float:
+        """Seconds that requests still to come lose for each second of work behind a backlog of one
+        second: see `router.core.demand`."""
+        return self._demand.delayed_per_s2(len(self.routable) or 1, now)
 
     def assume_first_byte(self, lease: Lease, at: float) -> None:
         """The last lease taken will have its prompt computed by then, though nobody will say so.
@@ -266,6 +280,7 @@ class Fleet:
             return
         for replica, others in self._board.others():
             found = self._replicas[replica]
+            self._other_running += others[0] - found.other_running
             found.other_running, found.other_prefill_tokens, found.other_occupied_tokens = others
 
     def _forget_lease(self, lease: Lease) -> None:
@@ -299,5 +314,7 @@ class Fleet:
             head = next(iter(replica._pending), None)
             assert replica.head_tokens == (0 if head is None else head.uncached_tokens)
             assert 0.0 <= replica.trust <= 1.0, "trust is a share"
+        self._demand.check()
+        assert self._other_running == sum(one.other_running for one in self.replicas)
         for state, members in ((State.READY, self.ready), (State.SUSPECT, self.suspect)):
             assert members == [one for one in self.replicas if one.state is state]

@@ -103,9 +103,7 @@ def test_a_change_of_ours_changes_the_run() -> None:
         return row.ttft_mean_s
 
     assert mean_s("") == mean_s("")
-    assert mean_s("") != mean_s("router.core.prefix_aware.RENDEZVOUS_BYTES × 0.5") or (
-        mean_s("") != mean_s("uncached_weight × 2")
-    )
+    assert mean_s("") != mean_s("router.core.prefix_aware.NEAR_TIE_TOKENS × 2")
 
 
 def test_the_warm_up_is_served_and_not_counted() -> None:

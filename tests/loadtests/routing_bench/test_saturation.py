@@ -31,6 +31,19 @@ def test_a_queue_keeps_up_until_more_comes_than_it_serves(
     assert keeps_up(queue(arrivals_per_s, 10.0, failed)) is keeps
 
 
+def test_bursts_that_are_soon_served_are_kept_up_with() -> None:
+    run = Run()
+    for burst in range(6):
+        for number in range(50):
+            wait_s = (number + 1) / 100
+            run.served.append(Served(number, burst * 60.0, 10, 10, 0, wait_s, wait_s))
+    assert keeps_up(run)
+
+
+def test_nothing_that_came_is_kept_up_with() -> None:
+    assert keeps_up(Run())
+
+
 def test_requests_without_a_first_token_wait_for_ever() -> None:
     run = queue(5.0, 10.0)
     for one in run.served[::4]:

@@ -105,13 +105,42 @@ def test_with_all_else_equal_the_bigger_match_wins() -> None:
 
 
 def test_a_loaded_replica_loses_once_its_wait_is_longer_than_what_its_cache_saves() -> None:
-    fleet = fleet_of(replica("warm"), replica("cold"))
+    warm = replica("warm")
+    fleet = fleet_of(warm, replica("cold"))
     query = RouteQuery(prompt=b"p" * 4000, match=matching(warm=800), expected_output_tokens=1)
-    saved = 800 * PrefixAware().uncached_weight
-    fleet.lease("warm", round(saved) - 200, 1, now=0.0)  # more than a near-tie
+    warm.other_prefill_tokens = 800 - 200  # more than a near-tie
     assert choose(query, fleet).replica == "warm"
-    fleet.lease("warm", 500, 1, now=0.0)
+    warm.other_prefill_tokens += 500
     assert choose(query, fleet).replica == "cold"
+
+
+def test_the_more_requests_come_the_longer_a_cached_prefix_is_waited_for() -> None:
+    def longest_wait(arrivals: int) -> int:
+        """Tokens before it at which a request still goes where 800 of its 1,000 are cached."""
+        warm = replica("warm")
+        fleet = fleet_of(warm, replica("cold"))
+        for number in range(arrivals):
+            fleet.lease("cold", 100, 1, now=number / arrivals).release(now=number / arrivals)
+        query = RouteQuery(
+            prompt=b"p" * 4000, match=matching(warm=800), expected_output_tokens=1, now=1.0
+        )
+        while choose(query, fleet).replica == "warm":
+            warm.other_prefill_tokens += 50
+            assert warm.other_prefill_tokens < 100_000, "no wait is too long"
+        return warm.other_prefill_tokens
+
+    assert longest_wait(0) < longest_wait(5) < longest_wait(20)
+
+
+def test_what_delays_the_others_is_work_behind_a_backlog() -> None:
+    warm = replica("warm", other_prefill_tokens=2_000)
+    fleet = fleet_of(warm, replica("cold"))
+    fleet.lease("cold", 100, 1, now=0.0).release(now=0.0)
+    query = RouteQuery(prompt=b"p" * 4000, expected_output_tokens=1, now=1.0)
+    rooms = {one.replica: one.room for one in choose(query, fleet).terms}
+    prefill_s = 1_000 * 1e-3 + 0.01
+    expected = fleet.delayed_per_s2(1.0) * prefill_s * 2.0
+    assert rooms["warm"] - rooms["cold"] == pytest.approx(expected)
 
 
 def test_other_routers_work_counts_like_ours() -> None:
