@@ -1,10 +1,10 @@
 """The rate at which a fleet is full: the highest one that its best policy keeps up with.
 
 A policy *keeps up* if over the time of the last third of the arrivals, on average, at most 3 % of
-the requests that have come wait for their first token. (Of time, not of arrivals: whoever comes in a
-burst sees all of it wait.) While it keeps up that share falls with time; when work
-comes faster than it is done the share is the part that is not done. (Comparing the mean TTFT of
-thirds tells less: of a backlog that grows steadily the last third has only 5/3 of the middle one.)
+the requests that have come wait for their first token. (Of time, not of arrivals: whoever comes in
+a burst sees all of it wait.) While it keeps up that share falls with time; when work comes faster
+than it is done the share is the part that is not done. (Comparing the mean TTFT of thirds tells
+less: of a backlog that grows steadily the last third has only 5/3 of the middle one.)
 """
 
 from collections.abc import Callable
