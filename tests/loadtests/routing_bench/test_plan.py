@@ -37,24 +37,27 @@ def finished(asked: Matrix, rounds: int = 9) -> dict[Job, Result]:
     return done
 
 
-def test_the_rate_comes_first_then_one_run_of_every_policy() -> None:
+def test_the_rate_comes_first_then_two_runs_of_every_policy() -> None:
     asked = matrix("chat")
     assert jobs(asked, {}) == [Saturate(scenario="chat")]
     done = {Saturate(scenario="chat"): result(Saturate(scenario="chat"))}
     screen = jobs(asked, done)[1:]
-    assert [one.policy for one in screen if isinstance(one, Measure)] == POLICIES
+    assert [one.policy for one in screen if isinstance(one, Measure)] == [*POLICIES, *POLICIES]
     assert {(one.load, one.cache, one.seed) for one in screen if isinstance(one, Measure)} == {
-        (100, "medium", 0)
+        (100, "medium", 0),
+        (100, "medium", 1),
     }
 
 
 def test_the_strongest_run_on_with_real_routers_and_the_floor() -> None:
-    screened = {name: row(name, 1.0 + at) for at, name in enumerate(POLICIES)}
-    screened["preble_e2"] = row("preble_e2", 0.1)
-    screened["random"] = row("random", 0.05, failed=3)
+    screened = {name: [row(name, 1.0 + at)] * 2 for at, name in enumerate(POLICIES)}
+    screened["preble_e2"] = [row("preble_e2", 0.1), row("preble_e2", 1.1)]
+    screened["session"] = [row("session", 0.05), row("session", 90.0)]
+    screened["random"] = [row("random", 0.05), row("random", 0.05, failed=3)]
     chosen = choose(screened)
     assert chosen[:2] == ["prefix_aware", "oracle"]
     assert "preble_e2" in chosen
+    assert "session" not in chosen, "it was soon by chance"
     assert "random" not in chosen
     assert set(ALWAYS) <= set(chosen)
     assert len(chosen) <= 2 + STRONGEST + len(ALWAYS)
