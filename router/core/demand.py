@@ -1,4 +1,4 @@
-"""How fast requests come to a model's replicas, and how much work they bring, as of late.
+"""How fast requests come to a replica, and how much work they bring, as of late.
 
     backlog b      |=========|
     work w                   |####|
@@ -7,7 +7,7 @@
 Work that is put at the end of a backlog delays those who come while the backlog lasts, and while
 the work itself is done those who come meanwhile, by half of it on average. While a replica is busy
 with what comes anew for a share ρ of its time, a backlog lasts 1 / (1 - ρ) times as long. So with
-λ requests a second and replica, work w costs the others
+λ requests a second, work w costs the others
 
     λ / (1 - ρ) · (b · w + w² / 2)    seconds
 
@@ -18,10 +18,12 @@ from dataclasses import dataclass
 
 # What happened so long ago counts half.
 MEMORY_S = 20.0
-# A rate is of a second at least: ten requests in a millisecond are no ten thousand a second.
-SECONDS_MIN = 1.0
+# A rate is of so long at least: ten requests in a millisecond are no ten thousand a second.
+SECONDS_MIN = 5.0
 # Near saturation the formula goes to infinity, and it holds only if the load stays as it is.
 STRETCH_MAX = 5.0
+# Reckoned anew when something came, and at least so often: every choice asks every replica.
+REFRESH_S = 1.0
 
 
 @dataclass(slots=True)
@@ -32,23 +34,26 @@ class Demand:
     _seconds: float = 0.0
     _requests: float = 0.0
     _work_s: float = 0.0
+    _told: float = 0.0
+    _told_until: float = 0.0
 
     def came(self, requests: float, work_s: float, now: float) -> None:
         """So many requests came, and with them so many seconds of work for one replica."""
         self._fade(now)
         self._requests += requests
         self._work_s += work_s
+        self._told_until = now
 
-    def delayed_per_s2(self, replicas: int, now: float) -> float:
-        """λ / (1 - ρ) at each of so many replicas: seconds the others lose, for each second of work
-        behind a backlog of one second."""
-        if self._since is None:
-            return 0.0
-        self._fade(now)
-        seconds = max(self._seconds, SECONDS_MIN) * replicas
-        idle = 1.0 - self._work_s / seconds
-        stretch = 1.0 / idle if idle * STRETCH_MAX > 1.0 else STRETCH_MAX
-        return self._requests / seconds * stretch
+    def delayed_per_s2(self, now: float) -> float:
+        """λ / (1 - ρ): seconds the others lose, for each second of work behind a backlog of one."""
+        if now >= self._told_until and self._since is not None:
+            self._fade(now)
+            seconds = max(self._seconds, SECONDS_MIN)
+            idle = 1.0 - self._work_s / seconds
+            stretch = 1.0 / idle if idle * STRETCH_MAX > 1.0 else STRETCH_MAX
+            self._told = self._requests / seconds * stretch
+            self._told_until = now + REFRESH_S
+        return self._told
 
     def _fade(self, now: float) -> None:
         passed_s = 0.0 if self._since is None else now - self._since

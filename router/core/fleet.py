@@ -43,6 +43,7 @@ class Replica:
         occupied_tokens: KV cache our leases take until they end: prompts and expected answers.
         other_prefill_tokens, other_running, other_occupied_tokens: The same of the router's other
             workers.
+        demand: What has come to it of late: of all workers, as far as we can tell.
     """
 
     id: ReplicaId
@@ -61,6 +62,7 @@ class Replica:
     other_prefill_tokens: int = 0
     other_running: int = 0
     other_occupied_tokens: int = 0
+    demand: Demand = field(default_factory=Demand)
     _pending: dict[Lease, None] = field(default_factory=dict, repr=False)
 
     def tokens_to_prefill(self, now: float) -> float:
@@ -170,8 +172,6 @@ class Fleet:
         self.ready: list[Replica] = []
         self.suspect: list[Replica] = []
         self.turn = 0
-        self._demand = Demand()
-        self._other_running = 0  # of all replicas
 
     @property
     def replicas(self) -> list[Replica]:
@@ -199,14 +199,12 @@ class Fleet:
     def add(self, replica: Replica) -> None:
         assert replica.id not in self._replicas, f"replica {replica.id!r} is there already"
         assert replica.running == replica.occupied_tokens == 0, "a new replica has no work"
-        self._other_running += replica.other_running
         self._replicas[replica.id] = replica
         self._sort()
 
     def remove(self, replica: ReplicaId) -> Replica:
         """Take it out. Its leases stay valid until released. Raises UnknownReplica."""
         removed = self[replica]
-        self._other_running -= removed.other_running
         del self._replicas[replica]
         self._sort()
         return removed
@@ -249,17 +247,12 @@ class Fleet:
         found.occupied_tokens += occupied
         self._leases.add(lease)
         self.turn += 1
-        # Other workers get as many as they have beside ours.
-        came = 1.0 + self._other_running / len(self._leases)
+        # Other workers send as many there as they have in flight beside ours.
+        came = 1.0 + found.other_running / found.running
         work_s = uncached_tokens * found.rates.prefill_s_per_token + found.rates.overhead_s
-        self._demand.came(came, came * work_s, now)
+        found.demand.came(came, came * work_s, now)
         self._show(found)
         return lease
-
-    def delayed_per_s2(self, now: float) -> float:
-        """Seconds that requests still to come lose for each second of work behind a backlog of one
-        second: see `router.core.demand`."""
-        return self._demand.delayed_per_s2(len(self.routable) or 1, now)
 
     def assume_first_byte(self, lease: Lease, at: float) -> None:
         """The last lease taken will have its prompt computed by then, though nobody will say so.
@@ -280,7 +273,6 @@ class Fleet:
             return
         for replica, others in self._board.others():
             found = self._replicas[replica]
-            self._other_running += others[0] - found.other_running
             found.other_running, found.other_prefill_tokens, found.other_occupied_tokens = others
 
     def _forget_lease(self, lease: Lease) -> None:
@@ -314,7 +306,6 @@ class Fleet:
             head = next(iter(replica._pending), None)
             assert replica.head_tokens == (0 if head is None else head.uncached_tokens)
             assert 0.0 <= replica.trust <= 1.0, "trust is a share"
-        self._demand.check()
-        assert self._other_running == sum(one.other_running for one in self.replicas)
+            replica.demand.check()
         for state, members in ((State.READY, self.ready), (State.SUSPECT, self.suspect)):
             assert members == [one for one in self.replicas if one.state is state]

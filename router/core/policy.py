@@ -53,8 +53,6 @@ class FleetView(Protocol):
     @property
     def turn(self) -> int: ...
 
-    def delayed_per_s2(self, now: float) -> float: ...
-
 
 class CostTerms(NamedTuple):
     """What a replica would cost, in seconds, and why. Terms a policy does not weigh are 0."""

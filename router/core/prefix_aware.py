@@ -8,10 +8,12 @@
     decode    the answer's steps beside those that run, and how much it slows those down: a share
               of it, since a second spread over an answer is felt less than one before it
     room      what it costs others: those who will come while its backlog and itself are computed
-              (`router.core.demand`: the more, the longer the backlog and the busier the fleet),
-              and what it pushes out of a full cache
+              (`router.core.demand`: the more, the longer the backlog and the more come there),
+              a share of its prefill, and what it pushes out of a full cache
 
-Wait and prefill are the seconds we expect to the first token; the others weigh.
+Wait and prefill are the seconds we expect to the first token; the others weigh. Without the share
+in `room`, in an idle fleet a request that follows its twin would gain nothing from waiting for the
+twin's prefill, and a burst of siblings would scatter.
 
     the KV cache of a replica, tokens:
 
@@ -61,6 +63,8 @@ class PrefixAware:
     """The smallest sum of wait, prefill, decode and room wins.
 
     Attributes:
+        uncached_weight: What a token to compute costs where nobody else comes, in times of
+            computing it; at least 1.
         decode_weight: What a second of the answer costs, in seconds before its first token.
         eviction_weight: What a token pushed out of a full cache costs, in tokens to compute
             again: 1 if all of them will be asked for once more.
@@ -69,6 +73,7 @@ class PrefixAware:
             and 3 GB/s, against 100 µs to compute it.
     """
 
+    uncached_weight: float = 1.5
     decode_weight: float = 0.1
     eviction_weight: float = 1.0
     host_load_weight: float = 0.05
@@ -79,7 +84,7 @@ class PrefixAware:
         routable = candidates(query, view)
         prompt, match, bytes_per_token, output, _, now = query
         confirmed, predicted = match
-        delayed_per_s2 = view.delayed_per_s2(now)
+        room_share = self.uncached_weight - 1.0
         # In a large fleet many hold nothing of a prompt, and many the same.
         nothing = split_prompt(query, routable[0], EMPTY_MATCH)
         splits: dict[tuple[Confirmed | None, int, int], PromptSplit] = {}
@@ -114,7 +119,8 @@ class PrefixAware:
             # half way through answers like ours.
             step_s = rates.decode_base_s + rates.decode_slope_s * (1.5 * running + 1.0)
             decode = output * step_s * self.decode_weight
-            room = delayed_per_s2 * prefill * (wait + 0.5 * prefill)
+            room = computed * room_share * s_per_token
+            room += replica.demand.delayed_per_s2(now) * prefill * (wait + 0.5 * prefill)
             if capacity is not None:
                 added = uncached + output
                 over = replica.held_tokens + added - capacity
@@ -128,7 +134,7 @@ class PrefixAware:
         best = min(terms)
         s_per_token = routable[terms.index(best)].rates.prefill_s_per_token
         prompt_tokens = len(prompt) / bytes_per_token
-        few = min(NEAR_TIE_TOKENS, NEAR_TIE_PROMPT_SHARE * prompt_tokens)
+        few = min(NEAR_TIE_TOKENS, NEAR_TIE_PROMPT_SHARE * prompt_tokens) * self.uncached_weight
         limit = best[0] + few * s_per_token
         tied = [one for one in terms if one[0] <= limit]
         if len(tied) > 1:

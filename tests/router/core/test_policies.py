@@ -108,15 +108,33 @@ def test_a_loaded_replica_loses_once_its_wait_is_longer_than_what_its_cache_save
     warm = replica("warm")
     fleet = fleet_of(warm, replica("cold"))
     query = RouteQuery(prompt=b"p" * 4000, match=matching(warm=800), expected_output_tokens=1)
-    warm.other_prefill_tokens = 800 - 200  # more than a near-tie
+    saved = 800 * PrefixAware().uncached_weight
+    warm.other_prefill_tokens = round(saved) - 200  # more than a near-tie
     assert choose(query, fleet).replica == "warm"
     warm.other_prefill_tokens += 500
     assert choose(query, fleet).replica == "cold"
 
 
-def test_the_more_requests_come_the_longer_a_cached_prefix_is_waited_for() -> None:
+def test_the_more_requests_come_there_the_longer_a_busy_replica_keeps_its_work() -> None:
+    def shortest_wait(arrivals: int) -> int:
+        """Tokens before it at which a request leaves where 800 of its 1,000 are cached."""
+        warm = replica("warm")
+        fleet = fleet_of(warm, replica("cold"))
+        for number in range(arrivals):
+            fleet.lease("warm", 20, 1, now=number / arrivals).release(now=number / arrivals)
+        query = RouteQuery(
+            prompt=b"p" * 4000, match=matching(warm=800), expected_output_tokens=1, now=1.0
+        )
+        while choose(query, fleet).replica == "warm":
+            warm.other_prefill_tokens += 10
+            assert warm.other_prefill_tokens < 100_000, "no wait is too long"
+        return warm.other_prefill_tokens
+
+    assert shortest_wait(0) > shortest_wait(5) > shortest_wait(20)
+
+
+def test_the_more_requests_come_elsewhere_the_longer_a_cached_prefix_is_waited_for() -> None:
     def longest_wait(arrivals: int) -> int:
-        """Tokens before it at which a request still goes where 800 of its 1,000 are cached."""
         warm = replica("warm")
         fleet = fleet_of(warm, replica("cold"))
         for number in range(arrivals):
@@ -133,14 +151,15 @@ def test_the_more_requests_come_the_longer_a_cached_prefix_is_waited_for() -> No
 
 
 def test_what_delays_the_others_is_work_behind_a_backlog() -> None:
-    warm = replica("warm", other_prefill_tokens=2_000)
-    fleet = fleet_of(warm, replica("cold"))
-    fleet.lease("cold", 100, 1, now=0.0).release(now=0.0)
+    busy = replica("busy", other_prefill_tokens=2_000)
+    fleet = fleet_of(busy)
+    fleet.lease("busy", 100, 1, now=0.0).release(now=0.0)
     query = RouteQuery(prompt=b"p" * 4000, expected_output_tokens=1, now=1.0)
-    rooms = {one.replica: one.room for one in choose(query, fleet).terms}
+    (terms,) = choose(query, fleet).terms
     prefill_s = 1_000 * 1e-3 + 0.01
-    expected = fleet.delayed_per_s2(1.0) * prefill_s * 2.0
-    assert rooms["warm"] - rooms["cold"] == pytest.approx(expected)
+    delayed = busy.demand.delayed_per_s2(1.0)
+    share = (PrefixAware().uncached_weight - 1.0) * 1_000 * 1e-3
+    assert terms.room == pytest.approx(share + delayed * prefill_s * (2.0 + prefill_s / 2))
 
 
 def test_other_routers_work_counts_like_ours() -> None:
