@@ -162,8 +162,7 @@ class ServedModel:
             matched_tokens=decision.matched_tokens,
         )
         if not streaming:
-            rates = lease.replica.rates
-            prefill_s = rates.overhead_s + lease.tokens_ahead * rates.prefill_s_per_token
+            prefill_s = lease.replica.rates.prefill_s(lease.tokens_ahead)
             self.fleet.assume_first_byte(lease, now + prefill_s)
         routed = None
         if text:

@@ -64,6 +64,10 @@ class Rates:
     def prefill_tokens_per_s(self) -> float:
         return 1.0 / self.prefill_s_per_token
 
+    def prefill_s(self, uncached_tokens: float) -> float:
+        """Seconds until so many tokens are computed and the first one is answered."""
+        return self.overhead_s + uncached_tokens * self.prefill_s_per_token
+
 
 class FadingLine:
     """y = intercept + slope · x, both ≥ 0, over samples of fading weight."""

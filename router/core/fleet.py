@@ -249,8 +249,7 @@ class Fleet:
         self.turn += 1
         # Other workers send as many there as they have in flight beside ours.
         came = 1.0 + found.other_running / found.running
-        work_s = uncached_tokens * found.rates.prefill_s_per_token + found.rates.overhead_s
-        found.demand.came(came, came * work_s, now)
+        found.demand.came(came, came * found.rates.prefill_s(uncached_tokens), now)
         self._show(found)
         return lease
 

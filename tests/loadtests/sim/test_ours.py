@@ -16,12 +16,15 @@ REPLICAS = 8
 PREFIX = 4_000
 
 
-def run_of(workload: str, requests_per_s: float, **values: str) -> tuple[list[SimRequest], Run]:
-    asked = list(
-        generate(build(workload, values), seed=1, requests_per_s=requests_per_s, count=600)
-    )
+def run_of(workload: str, requests_per_s: float) -> tuple[list[SimRequest], Run]:
+    asked = list(generate(build(workload), seed=1, requests_per_s=requests_per_s, count=600))
     specs = [ReplicaSpec(preset=PRESETS["h100-8b"]) for _ in range(REPLICAS)]
     return asked, simulate(iter(asked), Ours, specs)
+
+
+def counts_of(run: Run) -> list[int]:
+    """Requests of each replica."""
+    return [sum(one.replica == replica for one in run.served) for replica in range(REPLICAS)]
 
 
 def holders(asked: list[SimRequest], run: Run) -> list[set[int]]:
@@ -43,13 +46,13 @@ def test_a_prefix_that_is_too_much_for_one_replica_is_soon_held_by_many() -> Non
     hot, *others = holders(asked, run)
     assert len(hot) >= REPLICAS / 2
     assert mean(map(len, others)) < 1.5, "the others need not be"
-    counts = [sum(one.replica == replica for one in run.served) for replica in range(REPLICAS)]
+    counts = counts_of(run)
     assert max(counts) < 1.6 * mean(counts)
 
 
 @pytest.mark.parametrize("requests_per_s", [5.0, 40.0])
 def test_new_prefix_families_spread_over_the_fleet(requests_per_s: float) -> None:
     _, run = run_of("system-prompts", requests_per_s)
-    counts = [sum(one.replica == replica for one in run.served) for replica in range(REPLICAS)]
+    counts = counts_of(run)
     assert min(counts) > 0
     assert max(counts) < 3 * mean(counts)

@@ -115,39 +115,34 @@ def test_a_loaded_replica_loses_once_its_wait_is_longer_than_what_its_cache_save
     assert choose(query, fleet).replica == "cold"
 
 
-def test_the_more_requests_come_there_the_longer_a_busy_replica_keeps_its_work() -> None:
-    def shortest_wait(arrivals: int) -> int:
-        """Tokens before it at which a request leaves where 800 of its 1,000 are cached."""
-        warm = replica("warm")
-        fleet = fleet_of(warm, replica("cold"))
-        for number in range(arrivals):
-            fleet.lease("warm", 20, 1, now=number / arrivals).release(now=number / arrivals)
-        query = RouteQuery(
-            prompt=b"p" * 4000, match=matching(warm=800), expected_output_tokens=1, now=1.0
-        )
-        while choose(query, fleet).replica == "warm":
-            warm.other_prefill_tokens += 10
-            assert warm.other_prefill_tokens < 100_000, "no wait is too long"
-        return warm.other_prefill_tokens
+def longest_wait(arrivals: int, *, at: str, tokens: int, step: int) -> int:
+    """Tokens before it at which a request leaves where 800 of its 1,000 are cached.
 
-    assert shortest_wait(0) > shortest_wait(5) > shortest_wait(20)
+    Args:
+        arrivals: Requests of so many `tokens` that came to the replica `at` in the last second.
+        step: How exact the answer is.
+    """
+    warm = replica("warm")
+    fleet = fleet_of(warm, replica("cold"))
+    for number in range(arrivals):
+        fleet.lease(at, tokens, 1, now=number / arrivals).release(now=number / arrivals)
+    query = RouteQuery(
+        prompt=b"p" * 4000, match=matching(warm=800), expected_output_tokens=1, now=1.0
+    )
+    while choose(query, fleet).replica == "warm":
+        warm.other_prefill_tokens += step
+        assert warm.other_prefill_tokens < 100_000, "no wait is too long"
+    return warm.other_prefill_tokens
+
+
+def test_the_more_requests_come_there_the_sooner_a_busy_replica_loses_one() -> None:
+    waits = [longest_wait(arrivals, at="warm", tokens=20, step=10) for arrivals in (0, 5, 20)]
+    assert waits[0] > waits[1] > waits[2]
 
 
 def test_the_more_requests_come_elsewhere_the_longer_a_cached_prefix_is_waited_for() -> None:
-    def longest_wait(arrivals: int) -> int:
-        warm = replica("warm")
-        fleet = fleet_of(warm, replica("cold"))
-        for number in range(arrivals):
-            fleet.lease("cold", 100, 1, now=number / arrivals).release(now=number / arrivals)
-        query = RouteQuery(
-            prompt=b"p" * 4000, match=matching(warm=800), expected_output_tokens=1, now=1.0
-        )
-        while choose(query, fleet).replica == "warm":
-            warm.other_prefill_tokens += 50
-            assert warm.other_prefill_tokens < 100_000, "no wait is too long"
-        return warm.other_prefill_tokens
-
-    assert longest_wait(0) < longest_wait(5) < longest_wait(20)
+    waits = [longest_wait(arrivals, at="cold", tokens=100, step=50) for arrivals in (0, 5, 20)]
+    assert waits[0] < waits[1] < waits[2]
 
 
 def test_what_delays_the_others_is_work_behind_a_backlog() -> None:
