@@ -3,7 +3,7 @@
 from router.core.answer_scan import AnswerUsage
 from router.core.cost import CostModel
 from router.core.fleet import Lease
-from router.core.speed_learning import learn_speed
+from router.core.speed_learning import learn_first_token, learn_speed
 from router.metrics import RouterMetrics
 
 
@@ -14,6 +14,10 @@ class AnswerLearning:
         self._model = model
         self._cost = cost
         self._metrics = metrics
+
+    def first_token(self, lease: Lease, first_token_s: float) -> None:
+        """It came so many seconds after the lease was taken."""
+        learn_first_token(self._cost, lease, first_token_s)
 
     def answered(
         self,

@@ -162,8 +162,7 @@ class ServedModel:
             matched_tokens=decision.matched_tokens,
         )
         if not streaming:
-            prefill_s = lease.replica.rates.prefill_s(lease.tokens_ahead)
-            self.fleet.assume_first_byte(lease, now + prefill_s)
+            self.fleet.assume_first_byte(lease, now + lease.expected_first_token_s)
         routed = None
         if text:
             routed = self._predictions.routed(decision.replica, namespace, text, now)
@@ -245,6 +244,8 @@ class ServedModel:
 
     def prefilled(self, assignment: "ReplicaAssignment", now: float) -> None:
         """Its prompt is computed: the events, if the replica sends any, are on their way."""
+        if assignment.first_token_s is not None:
+            self._learning.first_token(assignment.lease, assignment.first_token_s)
         if assignment.routed is not None:
             self._predictions.computed(assignment.routed, now)
 
@@ -345,10 +346,13 @@ class ReplicaAssignment:
     def lost(self) -> bool:
         return self.lease.replica.state is State.EJECTED
 
-    def first_byte(self, now: float) -> None:
+    def first_byte(self, now: float, status: int) -> None:
         self.answering = True
         if self._streaming:
-            self.first_token_s = self.lease.first_byte(now)
+            good = status == 200
+            waited_s = self.lease.first_byte(now, known=good)
+            if good:
+                self.first_token_s = waited_s
             self._model.prefilled(self, now)
 
     def release(self, outcome: str, status: int, usage: AnswerUsage, now: float) -> None:

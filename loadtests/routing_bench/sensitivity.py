@@ -17,7 +17,10 @@ from loadtests.sim.ours import Ours
 from loadtests.sim.router import MakeRouter, ReplicaFacts, SimRouter
 from router.core.policies import make_policy
 
-MODULES = ("router.core.prefix_aware", "router.core.demand", "router.core.cost")
+MODULES = tuple(
+    f"router.core.{name}"
+    for name in ("prefix_aware", "demand", "cost", "prefill_speed", "attention", "fading_line")
+)
 FACTORS = (0.5, 2.0)
 _TIMES = " × "
 

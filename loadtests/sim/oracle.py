@@ -8,10 +8,11 @@ It is a reference for others, not a product. For each request:
    each adds least, and where most of each is cached; either way they are then moved one by one as
    long as that makes the sum smaller, and the better way counts:
 
-       Σ time to first token  +  Σ arrivals/s · backlog² / 2 · stretch  +  Σ evicted · hit share
+       Σ time to first token  +  Σ delayed per s² · backlog² / 2  +  Σ evicted · hit share
 
    The second term is how long the backlogs that are left over delay those who come after the
-   second: they drain by 1 / stretch a second. The third is what is computed again.
+   second, as our policy reckons it (`router.core.demand`), of each replica as of the fleet. The
+   third is what is computed again.
 3. The request goes where that plan has it; the others are planned again when they come.
 
 So it is near the best that can be done, not a bound: what it does not know is the time after the
@@ -32,13 +33,14 @@ from loadtests.sim.router import Load, ReplicaFacts
 from loadtests.sim.seeing import Coming
 from protocol.kv_events import KvEvent
 from replica.core.block_hash import BlockKey, block_keys
+from router.core.demand import Demand
+from router.core.prefix_aware import FLEET_SHARE
 
 AHEAD_S = 1.0
 _AHEAD_MAX = 12
 _CANDIDATES = 3  # of each kind: most cached, soonest free
 _ROUNDS_MAX = 3
-_STRETCH_MAX = 5.0
-_MEMORY_S = 20.0  # of what is averaged over time
+_HITS_KEPT = 0.998  # of the share of tokens found, with each request
 
 
 @dataclass(slots=True)
@@ -65,7 +67,8 @@ class Oracle:
         self._flights: dict[int, int] = {}
         self._uncached: dict[int, int] = {}
         self._planned: list[Counter[int]] = [Counter() for _ in replicas]
-        self._rates = _Rates(len(replicas))
+        self._demands = [Demand() for _ in replicas]
+        self._tokens, self._found_tokens = 1.0, 0.0
 
     def see(self, replicas: Sequence[SimReplica], coming: Coming) -> None:
         self._replicas = replicas
@@ -75,15 +78,24 @@ class Oracle:
         outlooks = [outlook(one, self._uncached, now) for one in self._replicas]
         ahead = islice(self._coming.until(now + AHEAD_S), _AHEAD_MAX - 1)
         asked = [self._asked(one, outlooks) for one in (request, *ahead)]
-        plan = _Plan(outlooks, asked, self._rates, self._block_size, now)
+        hit_share = self._found_tokens / self._tokens
+        plan = _Plan(outlooks, asked, self._delays(now), hit_share, self._block_size, now)
         replica = plan.best()[0]
         cached = asked[0].cached[replica] * self._block_size
         uncached = len(request.prompt) - cached
-        self._rates.routed(len(request.prompt), cached, plan.work_s(0, replica), now)
+        self._demands[replica].came(1.0, plan.work_s(0, replica), now)
+        self._tokens = self._tokens * _HITS_KEPT + len(request.prompt)
+        self._found_tokens = self._found_tokens * _HITS_KEPT + cached
         self._flights[request.number] = replica
         self._uncached[request.number] = uncached
         self._planned[replica].update(key.hash for key in asked[0].keys)
         return replica
+
+    def _delays(self, now: float) -> list[float]:
+        """What a second of work behind a backlog of one costs those to come, of each replica."""
+        own = [one.delayed_per_s2(now) for one in self._demands]
+        of_all = FLEET_SHARE * sum(own) / len(own)
+        return [(1.0 - FLEET_SHARE) * one + of_all for one in own]
 
     def _asked(self, request: SimRequest, outlooks: Sequence[Outlook]) -> _Asked:
         keys = self._keys_of(request)
@@ -148,41 +160,6 @@ class Oracle:
         assert self._uncached.keys() == self._flights.keys() <= self._keys.keys()
 
 
-class _Rates:
-    """Averages over the last 20 s or so: arrivals, work, hits."""
-
-    def __init__(self, replicas: int) -> None:
-        self._replicas = replicas
-        self._since_s: float | None = None
-        self._seconds = self._requests = self._work_s = 0.0
-        self._tokens, self._cached = 1.0, 0.0
-
-    def routed(self, tokens: int, cached: int, work_s: float, now: float) -> None:
-        passed = 0.0 if self._since_s is None else now - self._since_s
-        self._since_s = now
-        kept = 2.0 ** (-passed / _MEMORY_S)
-        self._seconds = self._seconds * kept + passed
-        self._requests = self._requests * kept + 1
-        self._work_s = self._work_s * kept + work_s
-        self._tokens = self._tokens * kept + tokens
-        self._cached = self._cached * kept + cached
-
-    @property
-    def arrivals_per_s(self) -> float:
-        """At each replica."""
-        return self._requests / max(self._seconds, 1.0) / self._replicas
-
-    @property
-    def stretch(self) -> float:
-        """How many times as long as alone a backlog lasts while others come."""
-        busy = self._work_s / max(self._seconds, 1.0) / self._replicas
-        return min(_STRETCH_MAX, 1 / max(1e-9, 1 - busy)) if busy < 1 else _STRETCH_MAX
-
-    @property
-    def hit_share(self) -> float:
-        return self._cached / self._tokens
-
-
 class _Plan:
     """Who goes where, and what that costs in seconds."""
 
@@ -190,7 +167,8 @@ class _Plan:
         self,
         outlooks: Sequence[Outlook],
         asked: Sequence[_Asked],
-        rates: _Rates,
+        delays: Sequence[float],
+        hit_share: float,
         block_size: int,
         now: float,
     ) -> None:
@@ -199,8 +177,7 @@ class _Plan:
             [_shared(one.keys, other.keys) for other in asked[:number]]
             for number, one in enumerate(asked)
         ]
-        self._per_backlog = rates.arrivals_per_s * rates.stretch / 2
-        self._hit_share = rates.hit_share
+        self._delays, self._hit_share = delays, hit_share
         self._horizon_s = max(now, asked[-1].request.arrival_s)
 
     def best(self) -> list[int]:
@@ -263,7 +240,7 @@ class _Plan:
             there = self._outlooks[where]
             left_s = max(0.0, end_s - self._horizon_s)
             before_s = max(0.0, there.free_s - self._horizon_s)
-            cost += (left_s * left_s - before_s * before_s) * self._per_backlog
+            cost += (left_s * left_s - before_s * before_s) * self._delays[where] / 2
             evicted = max(0, taken[where] - max(0, there.evictable_from))
             token_s = there.replica.preset.timing.token_s
             cost += evicted * self._size * token_s * self._hit_share

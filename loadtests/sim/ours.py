@@ -15,7 +15,7 @@ from router.core.policies import make_policy
 from router.core.policy import Policy, RouteQuery
 from router.core.predictions import Predictions, RoutedPrompt
 from router.core.prefix_tree import PrefixTree
-from router.core.speed_learning import learn_speed
+from router.core.speed_learning import learn_first_token, learn_speed
 from router.core.states import StateEvent
 
 _DEFAULTS = PredictionConfig()
@@ -87,7 +87,10 @@ class Ours:
 
     def first_token(self, request: SimRequest, replica: int, now: float) -> None:
         lease, routed, _ = self._under_way[request.number]
-        self._under_way[request.number] = (lease, routed, lease.first_byte(now))
+        first_token_s = lease.first_byte(now)
+        self._under_way[request.number] = (lease, routed, first_token_s)
+        if first_token_s is not None:
+            learn_first_token(self._cost, lease, first_token_s)
         self._predictions.computed(routed, now)
 
     def done(self, request: SimRequest, replica: int, cached_tokens: int, now: float) -> None:

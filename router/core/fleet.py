@@ -6,9 +6,11 @@ last byte is relayed: a streamed answer is load for as long as it streams.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
+from router.core.attention import attention_pairs
 from router.core.cost import Rates
 from router.core.demand import Demand
 from router.core.ids import ReplicaId
@@ -36,13 +38,14 @@ class Replica:
         held_tokens: Tokens its events say it holds.
         trust: How far its events are to be believed, 0 to 1: less while they are not followed.
         pending_prefill_tokens: Uncached prompt tokens of our leases before their first byte.
-        head_tokens: Of these, those of the oldest such lease: what it computes now.
-        head_since: When it began to, as far as we can tell: when that lease was taken, or the
-            first byte before it came.
+        pending_prefill_pairs: What attention has to look at for them (`router.core.attention`).
+        head_tokens, head_pairs: Of these, those of the oldest such lease: what it computes now.
+        busy_since: When it began to, as far as we can tell: when that lease was taken, or the
+            first byte before came.
         running: Our leases.
         occupied_tokens: KV cache our leases take until they end: prompts and expected answers.
-        other_prefill_tokens, other_running, other_occupied_tokens: The same of the router's other
-            workers.
+        other_running, other_prefill_tokens, other_prefill_pairs, other_occupied_tokens: The same
+            of the router's other workers.
         demand: What has come to it of late: of all workers, as far as we can tell.
     """
 
@@ -55,41 +58,61 @@ class Replica:
     held_tokens: int = 0
     trust: float = 1.0
     pending_prefill_tokens: int = 0
+    pending_prefill_pairs: int = 0
     head_tokens: int = 0
-    head_since: float = 0.0
+    head_pairs: int = 0
+    busy_since: float = 0.0
     running: int = 0
     occupied_tokens: int = 0
-    other_prefill_tokens: int = 0
     other_running: int = 0
+    other_prefill_tokens: int = 0
+    other_prefill_pairs: int = 0
     other_occupied_tokens: int = 0
     demand: Demand = field(default_factory=Demand)
     _pending: dict[Lease, None] = field(default_factory=dict, repr=False)
 
-    def tokens_to_prefill(self, now: float) -> float:
-        """Prompt tokens to compute before a request that comes now: what is done of the oldest
+    def backlog_s(self, now: float) -> float:
+        """Seconds until all that waits for its prefill is computed: what is done of the oldest
         prompt counts no more."""
         tokens = self.pending_prefill_tokens + self.other_prefill_tokens
+        if not tokens:
+            return 0.0
+        per_token, per_pair = self.rates.prefill_s_per_token, self.rates.prefill_s_per_pair
+        seconds = tokens * per_token
+        seconds += (self.pending_prefill_pairs + self.other_prefill_pairs) * per_pair
         if not self.head_tokens:
-            return tokens
-        done = (now - self.head_since) / self.rates.prefill_s_per_token
-        return tokens - min(self.head_tokens, max(0.0, done))
+            return seconds
+        head_s = self.head_tokens * per_token + self.head_pairs * per_pair
+        return seconds - min(head_s, max(0.0, now - self.busy_since))
 
     def _prefills(self, lease: Lease) -> None:
         """Its prompt is to be computed, after those that are already."""
         self.pending_prefill_tokens += lease.uncached_tokens
+        self.pending_prefill_pairs += lease.prefill_pairs
         self._pending[lease] = None
         if len(self._pending) == 1:
-            self.head_tokens, self.head_since = lease.uncached_tokens, lease.taken_at
+            self._begins(lease, lease.taken_at)
 
-    def _prefilled(self, lease: Lease, now: float) -> None:
-        """It is, or will never be."""
+    def _prefilled(self, lease: Lease, now: float, *, known: bool) -> None:
+        """It is, or will never be.
+
+        Args:
+            known: Its first token has come; not that it should have, or that it is given up.
+        """
         self.pending_prefill_tokens -= lease.uncached_tokens
+        self.pending_prefill_pairs -= lease.prefill_pairs
         was_head = next(iter(self._pending)) is lease
         del self._pending[lease]
-        if was_head:
-            head = next(iter(self._pending), None)
-            self.head_tokens = 0 if head is None else head.uncached_tokens
-            self.head_since = now
+        if known and not self.other_prefill_tokens:
+            lease.busy_s = now - self.busy_since
+        if known or was_head:
+            self._begins(next(iter(self._pending), None), now)
+
+    def _begins(self, head: Lease | None, now: float) -> None:
+        """From now on it computes this one's prompt."""
+        self.head_tokens = 0 if head is None else head.uncached_tokens
+        self.head_pairs = 0 if head is None else head.prefill_pairs
+        self.busy_since = now
 
 
 @dataclass(slots=True, eq=False)
@@ -97,33 +120,43 @@ class Lease:
     """One request on one replica, from the choice to the last byte.
 
     Attributes:
-        uncached_tokens: Prompt tokens it makes the replica compute.
-        tokens_ahead: Uncached tokens to be computed there before it, and `uncached_tokens`
-            itself: what its time to first token has to be divided by.
+        uncached_tokens, prefill_pairs: What it makes the replica compute.
+        expected_first_token_s: Seconds from then on, if it is served in its turn.
+        alone: Nothing waited for its prefill there when it was taken.
         expected_output_tokens: Our guess when it was taken.
         occupied_tokens: KV cache it takes until it ends: its prompt and expected answer.
         taken_at, first_byte_at, released_at: The caller's seconds; None while it has not happened.
+        busy_s: What the replica took to compute it: since the first byte before, or since it began.
+            None if that is not known.
+        taught: The cost model has learned from its first token.
     """
 
     replica: Replica
     uncached_tokens: int
+    prefill_pairs: int
     expected_output_tokens: float
-    tokens_ahead: float
     occupied_tokens: int
     taken_at: float
+    expected_first_token_s: float
+    alone: bool
+    taught: bool = False
+    busy_s: float | None = None
     first_byte_at: float | None = None
     released_at: float | None = None
     _fleet: Fleet | None = field(default=None, repr=False)
 
-    def first_byte(self, now: float) -> float | None:
+    def first_byte(self, now: float, *, known: bool = True) -> float | None:
         """Its prompt is computed. Seconds since it was taken; None if that was known or it is over.
 
         Call it at the first byte of the answer's body: a head may be sent long before.
+
+        Args:
+            known: It has come; not that it should have.
         """
         if self.first_byte_at is not None or self.released_at is not None:
             return None
         self.first_byte_at = now
-        self.replica._prefilled(self, now)
+        self.replica._prefilled(self, now, known=known)
         assert self._fleet is not None, "leases come from a fleet"
         self._fleet._show(self.replica)
         return now - self.taken_at
@@ -136,7 +169,7 @@ class Lease:
         self.replica.running -= 1
         self.replica.occupied_tokens -= self.occupied_tokens
         if self.first_byte_at is None:
-            self.replica._prefilled(self, now)
+            self.replica._prefilled(self, now, known=False)
         assert self._fleet is not None, "leases come from a fleet"
         self._fleet._forget_lease(self)
         return True
@@ -237,19 +270,27 @@ class Fleet:
         """
         assert uncached_tokens >= 0, "there is no negative work"
         found = self[replica]
-        ahead = found.tokens_to_prefill(now) + uncached_tokens
-        occupied = matched_tokens + uncached_tokens + round(expected_output_tokens)
+        pairs = attention_pairs(matched_tokens, uncached_tokens)
+        waits_s = found.backlog_s(now)
         lease = Lease(
-            found, uncached_tokens, expected_output_tokens, ahead, occupied, now, _fleet=self
+            found,
+            uncached_tokens,
+            pairs,
+            expected_output_tokens,
+            matched_tokens + uncached_tokens + round(expected_output_tokens),
+            now,
+            waits_s + found.rates.prefill_s(uncached_tokens, pairs),
+            alone=not found._pending and not found.other_prefill_tokens,
+            _fleet=self,
         )
         found._prefills(lease)
         found.running += 1
-        found.occupied_tokens += occupied
+        found.occupied_tokens += lease.occupied_tokens
         self._leases.add(lease)
         self.turn += 1
         # Other workers send as many there as they have in flight beside ours.
         came = 1.0 + found.other_running / found.running
-        found.demand.came(came, came * found.rates.prefill_s(uncached_tokens), now)
+        found.demand.came(came, came * found.rates.computed_s(uncached_tokens, pairs), now)
         self._show(found)
         return lease
 
@@ -264,7 +305,7 @@ class Fleet:
         """Take prompts as computed whose time has come. Call it before each choice."""
         while self._assumed and self._assumed[0][0] <= now:
             lease = heappop(self._assumed)[2]
-            lease.first_byte(now)
+            lease.first_byte(now, known=False)
 
     def look_at_others(self) -> None:
         """See what the router's other workers have in flight. Call it before each choice."""
@@ -272,7 +313,8 @@ class Fleet:
             return
         for replica, others in self._board.others():
             found = self._replicas[replica]
-            found.other_running, found.other_prefill_tokens, found.other_occupied_tokens = others
+            found.other_running, found.other_prefill_tokens, found.other_prefill_pairs = others[:3]
+            found.other_occupied_tokens = others[3]
 
     def _forget_lease(self, lease: Lease) -> None:
         self._leases.remove(lease)
@@ -280,8 +322,13 @@ class Fleet:
 
     def _show(self, replica: Replica) -> None:
         if self._board is not None:
-            load = (replica.running, replica.pending_prefill_tokens, replica.occupied_tokens)
-            self._board.show(replica.id, *load)
+            self._board.show(
+                replica.id,
+                replica.running,
+                replica.pending_prefill_tokens,
+                replica.pending_prefill_pairs,
+                replica.occupied_tokens,
+            )
 
     def _sort(self) -> None:
         self.ready = [one for one in self._replicas.values() if one.state is State.READY]
@@ -289,21 +336,25 @@ class Fleet:
 
     def check(self) -> None:
         """Assert what must always hold: totals are the sums over live leases."""
-        running: dict[Replica, int] = dict.fromkeys(self._replicas.values(), 0)
-        pending: dict[Replica, int] = dict.fromkeys(self._replicas.values(), 0)
-        occupied: dict[Replica, int] = dict.fromkeys(self._replicas.values(), 0)
+        running: Counter[Replica] = Counter()
+        tokens: Counter[Replica] = Counter()
+        pairs: Counter[Replica] = Counter()
+        occupied: Counter[Replica] = Counter()
         for lease in self._leases:
             assert lease.released_at is None, "a released lease is forgotten"
-            running[lease.replica] = running.get(lease.replica, 0) + 1
-            waits = lease.uncached_tokens if lease.first_byte_at is None else 0
-            pending[lease.replica] = pending.get(lease.replica, 0) + waits
-            occupied[lease.replica] = occupied.get(lease.replica, 0) + lease.occupied_tokens
-        for replica in running:
+            running[lease.replica] += 1
+            occupied[lease.replica] += lease.occupied_tokens
+            if lease.first_byte_at is None:
+                tokens[lease.replica] += lease.uncached_tokens
+                pairs[lease.replica] += lease.prefill_pairs
+        for replica in {*self._replicas.values(), *running}:
             assert replica.running == running[replica], "every lease is counted once"
-            assert replica.pending_prefill_tokens == pending[replica], "until its first byte"
+            assert replica.pending_prefill_tokens == tokens[replica], "until its first byte"
+            assert replica.pending_prefill_pairs == pairs[replica], "until its first byte"
             assert replica.occupied_tokens == occupied[replica], "until it ends"
             head = next(iter(replica._pending), None)
             assert replica.head_tokens == (0 if head is None else head.uncached_tokens)
+            assert replica.head_pairs == (0 if head is None else head.prefill_pairs)
             assert 0.0 <= replica.trust <= 1.0, "trust is a share"
             replica.demand.check()
         for state, members in ((State.READY, self.ready), (State.SUSPECT, self.suspect)):

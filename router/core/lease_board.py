@@ -1,10 +1,10 @@
 """What every worker of a router has in flight at a model's replicas, in memory they all share.
 
                  r0              r1
-    worker 0     three numbers   three numbers       written by worker 0 alone
-    worker 1     three numbers   three numbers       written by worker 1 alone
+    worker 0     four numbers    four numbers        written by worker 0 alone
+    worker 1     four numbers    four numbers        written by worker 1 alone
 
-                 running leases, pending prefill tokens, occupied tokens
+                 running leases, pending prefill tokens and pairs, occupied tokens
 
 A worker writes its own row whenever it takes or ends a lease, and reads the others' before it
 chooses: so load is exact across workers without a message between them. Rows hold totals, not
@@ -18,7 +18,7 @@ import numpy as np
 
 from router.core.ids import ReplicaId
 
-_CELLS = 3
+_CELLS = 4
 _CELL_BYTES = 8
 
 
@@ -43,23 +43,30 @@ class LeaseBoard:
         self._seen = np.zeros(shape[1:], np.int64)
 
     def show(
-        self, replica: ReplicaId, running: int, pending_prefill_tokens: int, occupied_tokens: int
+        self,
+        replica: ReplicaId,
+        running: int,
+        pending_prefill_tokens: int,
+        pending_prefill_pairs: int,
+        occupied_tokens: int,
     ) -> None:
         """This worker now has so much in flight there."""
         column = self._columns[replica]
         self._cell[column] = running
         self._cell[column + 1] = pending_prefill_tokens
-        self._cell[column + 2] = occupied_tokens
+        self._cell[column + 2] = pending_prefill_pairs
+        self._cell[column + 3] = occupied_tokens
 
-    def others(self) -> Iterator[tuple[ReplicaId, tuple[int, int, int]]]:
+    def others(self) -> Iterator[tuple[ReplicaId, tuple[int, int, int, int]]]:
         """What the other workers together have in flight, of replicas where that has changed since
-        the last call: (running, pending prefill tokens, occupied tokens)."""
+        the last call: (running, pending prefill tokens and pairs,
+        occupied tokens)."""
         now = self._rows.sum(axis=0) - self._own.reshape(-1, _CELLS)
         changed = (now != self._seen).any(axis=1).nonzero()[0]
         self._seen = now
         for at in changed.tolist():
-            running, pending, occupied = now[at].tolist()
-            yield self._replicas[at], (running, pending, occupied)
+            running, tokens, pairs, occupied = now[at].tolist()
+            yield self._replicas[at], (running, tokens, pairs, occupied)
 
     def check(self) -> None:
         """Assert what must always hold."""

@@ -8,7 +8,8 @@
     decode    the answer's steps beside those that run, and how much it slows those down: a share
               of it, since a second spread over an answer is felt less than one before it
     room      what it costs others: those who will come while its backlog and itself are computed
-              (`router.core.demand`: the more, the longer the backlog and the more come there),
+              (`router.core.demand`: the more, the longer the backlog and the more come there, as
+              of late and, for a share, as to the fleet's others),
               a share of its prefill, and what it pushes out of a full cache
 
 Wait and prefill are the seconds we expect to the first token; the others weigh. Without the share
@@ -53,6 +54,10 @@ from router.core.prefix_tree import Confirmed
 
 NEAR_TIE_TOKENS = 64
 NEAR_TIE_PROMPT_SHARE = 0.5
+# How far what comes to a replica is taken to be what comes to all: its own rate alone is noise, in
+# which long prompts choose by who had few requests of late; the fleet's alone is no news of who
+# has to bear a hot prefix.
+FLEET_SHARE = 0.2
 # Enough to tell prompts apart, little enough to hash in a microsecond.
 RENDEZVOUS_BYTES = 1024
 _new_tuple = tuple.__new__
@@ -89,7 +94,9 @@ class PrefixAware:
         nothing = split_prompt(query, routable[0], EMPTY_MATCH)
         splits: dict[tuple[Confirmed | None, int, int], PromptSplit] = {}
         terms = []
-        for replica in routable:
+        delays = [one.demand.delayed_per_s2(now) for one in routable]
+        fleet_delay = FLEET_SHARE * sum(delays) / len(delays)
+        for replica, own_delay in zip(routable, delays, strict=True):
             name, rates = replica.id, replica.rates
             split = nothing
             if name in confirmed or name in predicted:
@@ -98,8 +105,8 @@ class PrefixAware:
                     held, split_prompt(query, replica, match)
                 )
             matched, uncached, told, host, disk = split
-            s_per_token = rates.prefill_s_per_token
-            wait = replica.tokens_to_prefill(now) * s_per_token
+            s_per_token, s_per_pair = rates.prefill_s_per_token, rates.prefill_s_per_pair
+            wait = replica.backlog_s(now)
             running = replica.running + replica.other_running
             capacity = replica.capacity_tokens
             if capacity is not None:
@@ -114,13 +121,16 @@ class PrefixAware:
             loaded = computed
             if host or disk:
                 loaded += host * self.host_load_weight + disk * self.disk_load_weight
-            prefill = loaded * s_per_token + rates.overhead_s
+            attention = computed * (matched + 0.5 * computed) * s_per_pair
+            prefill = loaded * s_per_token + attention
             # Our steps, one sequence slower than now; and those of the others, who are on average
             # half way through answers like ours.
             step_s = rates.decode_base_s + rates.decode_slope_s * (1.5 * running + 1.0)
             decode = output * step_s * self.decode_weight
-            room = computed * room_share * s_per_token
-            room += replica.demand.delayed_per_s2(now) * prefill * (wait + 0.5 * prefill)
+            room = (computed * s_per_token + attention) * room_share
+            delay = (1.0 - FLEET_SHARE) * own_delay + fleet_delay
+            room += delay * prefill * (wait + 0.5 * prefill)
+            prefill += rates.overhead_s
             if capacity is not None:
                 added = uncached + output
                 over = replica.held_tokens + added - capacity

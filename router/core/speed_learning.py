@@ -1,7 +1,23 @@
 """What a good answer teaches of its replica's speed, and of the lengths of prompts and answers."""
 
+from router.core.attention import attention_pairs
 from router.core.cost import CostModel
 from router.core.fleet import Lease
+
+
+def learn_first_token(cost: CostModel, lease: Lease, first_token_s: float) -> None:
+    """A first token came: what its replica did since the one before.
+
+    Where enough is known, the time to it is learned from at the end of its answer, whose usage says
+    what was cached; the first ones at once, for anything is better than nothing.
+    """
+    replica = lease.replica.id
+    tokens, pairs = lease.uncached_tokens, lease.prefill_pairs
+    if lease.busy_s is not None:
+        cost.observe_computed(replica, tokens, pairs, lease.busy_s)
+    if lease.alone and not cost.knows_prefill:
+        lease.taught = True
+        cost.observe_first_token(replica, tokens, pairs, first_token_s)
 
 
 def learn_speed(
@@ -28,11 +44,12 @@ def learn_speed(
         cost.observe_output(completion_tokens)
     if first_token_s is None:
         return
-    uncached = lease.uncached_tokens
-    if cached_tokens is not None:
-        uncached = max(0, prompt_tokens - cached_tokens)
-    ahead = lease.tokens_ahead - lease.uncached_tokens
-    cost.observe_prefill(replica, ahead + uncached, first_token_s)
+    if lease.alone and not lease.taught:
+        tokens, pairs = lease.uncached_tokens, lease.prefill_pairs
+        if cached_tokens is not None:
+            tokens = max(0, prompt_tokens - cached_tokens)
+            pairs = attention_pairs(cached_tokens, tokens)
+        cost.observe_first_token(replica, tokens, pairs, first_token_s)
     steps = (completion_tokens or 0) - 1
     if steps > 0 and lease.first_byte_at is not None:
         running = lease.replica.running + 1

@@ -233,7 +233,7 @@ class Exchange:
         self._racing = [attempt]
         self._relayed = attempt
         self.replica_id = assignment.replica_id
-        assignment.first_byte(now)
+        assignment.first_byte(now, head.status)
         if self._reply.begun:
             self._reply.continue_with(assignment.rewriter)
         else:

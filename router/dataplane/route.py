@@ -58,8 +58,8 @@ class Assignment(Protocol):
     def lost(self) -> bool:
         """Whether the replica is taken to be gone, whatever it may still send."""
 
-    def first_byte(self, now: float) -> None:
-        """The first byte of the answer's body has arrived."""
+    def first_byte(self, now: float, status: int) -> None:
+        """The first byte of the answer's body has arrived; its status is known before."""
 
     def release(self, outcome: str, status: int, usage: AnswerUsage, now: float) -> None:
         """The attempt is over. Called exactly once."""

@@ -301,7 +301,7 @@ class Tunnel:
         assert self._assignment is not None
         self.status = status
         self.first_byte_at = self._moved_at = self._loop.time()
-        self._assignment.first_byte(self.first_byte_at)
+        self._assignment.first_byte(self.first_byte_at, status)
 
     def _relay_refusal(self, head: ResponseHead, data: bytes) -> None:
         self._begin(head.status)

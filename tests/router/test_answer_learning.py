@@ -94,6 +94,6 @@ async def test_over_and_underestimates_are_told_apart() -> None:
 async def test_more_cached_tokens_than_the_prompt_has_do_no_harm() -> None:
     model = served(events=True)
     assignment = assign(model)
-    assignment.first_byte(clock() + 0.5)
+    assignment.first_byte(clock() + 0.5, 200)
     assignment.release(Outcome.ANSWERED, 200, AnswerUsage(8, 3, 10**9), clock())
     model.cost.check()

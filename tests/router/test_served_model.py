@@ -18,7 +18,7 @@ async def test_with_events_a_belief_ends_a_moment_after_the_first_byte() -> None
     model = served(events=True)
     now = clock()
     assignment = assign(model)
-    assignment.first_byte(now + 1.0)
+    assignment.first_byte(now + 1.0, 200)
     model.expire(now + 1.2)
     assert believed(model)
     model.expire(now + 1.3)
@@ -43,7 +43,7 @@ async def test_without_events_a_belief_stays_for_its_own_time() -> None:
     model = served(events=False)
     now = clock()
     assignment = assign(model, now=now)
-    assignment.first_byte(now + 1.0)
+    assignment.first_byte(now + 1.0, 200)
     assignment.release(Outcome.ANSWERED, 200, USAGE, now + 2.0)
     model.expire(now + 599.0)
     assert believed(model)
@@ -75,7 +75,7 @@ async def test_a_failure_drops_the_belief_and_teaches_nothing(
 async def test_only_good_answers_teach() -> None:
     model = served(events=True)
     assignment = assign(model)
-    assignment.first_byte(clock() + 0.5)
+    assignment.first_byte(clock() + 0.5, 200)
     assignment.release(Outcome.ANSWERED, 200, USAGE, clock())
     assert model.cost.bytes_per_token < 4.0  # 31 bytes were 8 tokens
     assert model.cost.output_tokens < 128.0
@@ -103,7 +103,7 @@ async def test_the_prefill_of_a_whole_answer_counts_until_its_estimate(policy: s
     assignment = assign(model, streaming=False, now=now)
     replica = model.fleet["r0"]
     assert replica.pending_prefill_tokens > 0
-    assignment.first_byte(now)  # of the answer, long after its prompt was done: no news
+    assignment.first_byte(now, 200)  # of the answer, long after its prompt was done: no news
     assert assignment.first_token_s is None
     model.expire(now + 0.01)
     assert replica.pending_prefill_tokens > 0
@@ -181,7 +181,7 @@ async def test_a_client_that_leaves_leaves_a_belief_only_after_the_first_byte(
     model = served(events=False)
     assignment = assign(model)
     if first_byte:
-        assignment.first_byte(clock())
+        assignment.first_byte(clock(), 200)
     assignment.release(Outcome.CLIENT_GONE, 499, AnswerUsage(), clock())
     assert believed(model) == first_byte
 

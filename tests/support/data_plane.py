@@ -159,7 +159,7 @@ class StubAssignment:
         self._handler = handler
         handler.leases += 1
 
-    def first_byte(self, now: float) -> None:
+    def first_byte(self, now: float, status: int) -> None:
         pass
 
     def release(self, outcome: str, status: int, usage: AnswerUsage, now: float) -> None:

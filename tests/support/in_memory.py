@@ -177,7 +177,7 @@ class Assignment:
         self._released = False
         plane.leases += 1
 
-    def first_byte(self, now: float) -> None:
+    def first_byte(self, now: float, status: int) -> None:
         assert not self._released
 
     def release(self, outcome: str, status: int, usage: AnswerUsage, now: float) -> None:

@@ -1,6 +1,7 @@
 """The oracle: sooner than who sees nothing, not later than ours, and nothing left behind."""
 
 from array import array
+from statistics import mean
 
 import pytest
 
@@ -18,9 +19,11 @@ from replica.core.timing import PRESETS
 PRESET = PRESETS["h100-8b"]
 
 
-def run(make: MakeRouter, name: str, rate: float, count: int, blocks: int) -> tuple[Row, World]:
-    requests = generate(build(name), seed=1, requests_per_s=rate, count=count)
-    world = World([ReplicaSpec(preset=PRESET, cache_blocks=blocks)] * 4, make, 1)
+def run(
+    make: MakeRouter, name: str, rate: float, count: int, blocks: int, seed: int = 1
+) -> tuple[Row, World]:
+    requests = generate(build(name), seed=seed, requests_per_s=rate, count=count)
+    world = World([ReplicaSpec(preset=PRESET, cache_blocks=blocks)] * 4, make, seed)
     row = row_of("any", world.run(requests), PRESET)
     world.router.check()  # type: ignore[attr-defined]
     return row, world
@@ -33,12 +36,18 @@ def run(make: MakeRouter, name: str, rate: float, count: int, blocks: int) -> tu
 def test_it_is_sooner_than_in_turn_and_not_later_than_ours(
     name: str, rate: float, blocks: int
 ) -> None:
-    oracle, world = run(Oracle, name, rate, 80, blocks)
-    ours, _ = run(all_routers()["prefix_aware"], name, rate, 80, blocks)
-    in_turn, _ = run(all_routers()["round_robin"], name, rate, 80, blocks)
-    assert oracle.failed == 0
-    assert oracle.ttft_mean_s < 0.9 * in_turn.ttft_mean_s
-    assert oracle.ttft_mean_s <= 1.05 * ours.ttft_mean_s
+    def mean_s(make: MakeRouter) -> float:
+        rows = [run(make, name, rate, 80, blocks, seed)[0] for seed in (1, 2, 3)]
+        assert not any(row.failed for row in rows)
+        return mean(row.ttft_mean_s for row in rows)
+
+    oracle_s = mean_s(Oracle)
+    assert oracle_s < 0.9 * mean_s(all_routers()["round_robin"])
+    assert oracle_s <= 1.05 * mean_s(all_routers()["prefix_aware"])
+
+
+def test_it_forgets_what_has_ended() -> None:
+    _, world = run(Oracle, "agents", 7.0, 20, 3000)
     assert isinstance(world.router, Oracle)
     assert not world.router._flights
 

@@ -6,16 +6,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from router.core.attention import attention_pairs
 from router.core.cost import CostModel, StartingRates
 
 
 def teach(
-    cost: CostModel, replica: str, rate: float, overhead: float, rng: Random, count: int = 200
+    cost: CostModel,
+    replica: str,
+    rate: float,
+    overhead: float,
+    rng: Random,
+    count: int = 200,
+    context_weight: float = 0.0,
 ) -> None:
+    """First tokens of prompts that found the replica idle."""
     for _ in range(count):
-        tokens = round(10 ** rng.uniform(1, 4))
-        seconds = (overhead + tokens / rate) * rng.uniform(0.8, 1.25)
-        cost.observe_prefill(replica, tokens, seconds)
+        tokens, context = (round(10 ** rng.uniform(1, 4)) for _ in range(2))
+        pairs = attention_pairs(context, tokens)
+        seconds = (overhead + (tokens + context_weight * pairs) / rate) * rng.uniform(0.8, 1.25)
+        cost.observe_computed(replica, tokens, pairs, seconds)
+        cost.observe_first_token(replica, tokens, pairs, seconds)
         cost.check()
 
 
@@ -31,22 +41,70 @@ def test_one_stall_hardly_changes_the_rate() -> None:
     cost = CostModel()
     teach(cost, "a", 5_000.0, 0.01, Random(1))
     before = cost.rates("a").prefill_tokens_per_s
-    cost.observe_prefill("a", 5_000, 300.0)
+    cost.observe_computed("a", 5_000, 0, 300.0)
+    cost.observe_first_token("a", 5_000, 0, 300.0)
     assert cost.rates("a").prefill_tokens_per_s == pytest.approx(before, rel=0.25)
 
 
 def test_a_replica_that_got_slower_is_noticed() -> None:
     cost = CostModel()
     teach(cost, "a", 50_000.0, 0.01, Random(1))
-    teach(cost, "a", 2_000.0, 0.01, Random(2), count=300)
+    teach(cost, "a", 2_000.0, 0.01, Random(2), count=400)
     assert cost.rates("a").prefill_tokens_per_s == pytest.approx(2_000.0, rel=0.3)
 
 
-def test_a_new_replica_is_taken_to_be_as_fast_as_the_median() -> None:
+def test_a_new_replica_is_taken_to_be_as_fast_as_most() -> None:
     cost = CostModel()
-    for name, rate in (("a", 1_000.0), ("b", 8_000.0), ("c", 60_000.0)):
+    for name, rate in (("a", 8_000.0), ("b", 8_000.0), ("c", 1_000.0)):
         teach(cost, name, rate, 0.0001, Random(1))
     assert cost.rates("new").prefill_tokens_per_s == pytest.approx(8_000.0, rel=0.25)
+    assert cost.rates("c").prefill_tokens_per_s == pytest.approx(1_000.0, rel=0.25)
+
+
+@pytest.mark.parametrize("context_weight", [0.0, 4e-5, 1e-3])
+def test_the_weight_of_context_is_found(context_weight: float) -> None:
+    cost = CostModel()
+    for name, seed in (("a", 1), ("b", 2)):
+        teach(cost, name, 8_000.0, 0.01, Random(seed), context_weight=context_weight)
+    rates = cost.rates("a")
+    found = rates.prefill_s_per_pair / rates.prefill_s_per_token
+    assert found == pytest.approx(context_weight, rel=0.3, abs=1e-5)
+    assert rates.prefill_tokens_per_s == pytest.approx(8_000.0, rel=0.25)
+
+
+def test_context_weighs_nothing_where_it_cannot_be_told_from_length() -> None:
+    cost = CostModel()
+    for tokens in [100, 10_000] * 20:
+        pairs = attention_pairs(0, tokens)
+        cost.observe_first_token("a", tokens, pairs, 0.01 + tokens / 8_000 + pairs * 1e-9)
+    assert cost.rates("a").prefill_s_per_pair == 0.0
+
+
+def test_a_busy_replica_shows_its_pace_though_nobody_finds_it_idle() -> None:
+    """Prompts are served in any order; three of four replicas take a second for 1,000 tokens."""
+    cost, rng = CostModel(), Random(1)
+    for name in "abcd":
+        teach(cost, name, 1_000.0, 0.001, rng, count=20)
+    for _ in range(60):
+        for name in "abcd":
+            tokens = rng.randrange(10, 4_000)
+            slowness = 3.0 if name == "d" else 1.0
+            cost.observe_computed(name, tokens, 0, slowness * tokens / 1_000)
+    assert cost.rates("a") == cost.rates("b") == cost.rates("c")
+    assert cost.rates("d").prefill_tokens_per_s == pytest.approx(333.0, rel=0.25)
+
+
+def test_first_tokens_out_of_one_step_share_it() -> None:
+    """One answers eight short prompts a step, the others one long one."""
+    cost, rng = CostModel(), Random(1)
+    for name in "abc":
+        teach(cost, name, 10_000.0, 0.02, rng, count=20)
+    for _ in range(60):
+        for number in range(8):
+            cost.observe_computed("a", 50, 0, 0.06 if number == 0 else 0.0)
+        for name in "bc":
+            cost.observe_computed(name, 2_000, 0, 0.22)
+    assert cost.rates("a") == cost.rates("b") == cost.rates("c")
 
 
 def test_all_replicas_are_equal_before_anything_was_measured() -> None:
@@ -108,7 +166,8 @@ def test_rates_stay_positive_numbers_whatever_is_measured(
     cost = CostModel()
     for replica, amount, seconds, prefill in samples:
         if prefill:
-            cost.observe_prefill(replica, amount, seconds)
+            cost.observe_computed(replica, amount, amount * amount, seconds)
+            cost.observe_first_token(replica, amount, amount * amount, seconds)
         else:
             cost.observe_decode(replica, amount, seconds)
         cost.check()

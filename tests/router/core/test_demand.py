@@ -62,7 +62,11 @@ def test_it_is_a_finite_number_whatever_comes_and_whatever_clocks_say(
 def test_what_comes_to_other_workers_counts_by_what_they_have_in_flight() -> None:
     def fleet(board: LeaseBoard | None) -> Fleet:
         rates = Rates(
-            prefill_s_per_token=1e-3, overhead_s=0.01, decode_base_s=0.02, decode_slope_s=0.0005
+            prefill_s_per_token=1e-3,
+            prefill_s_per_pair=0.0,
+            overhead_s=0.01,
+            decode_base_s=0.02,
+            decode_slope_s=0.0005,
         )
         made = Fleet(board)
         made.add(Replica(id="r0", rates=rates, state=State.READY))

@@ -34,10 +34,12 @@ class WorkersShareABoard(RuleBasedStateMachine):
     @rule(
         worker=st.integers(0, WORKERS - 1),
         replica=st.sampled_from(REPLICAS),
-        tokens=st.integers(0, 10**9),
+        tokens=st.integers(0, 10**7),
+        cached=st.integers(0, 10**7),
     )
-    def take(self, worker: int, replica: str, tokens: int) -> None:
-        self.leases[worker].append(self.fleets[worker].lease(replica, tokens, 1.0, 0.0))
+    def take(self, worker: int, replica: str, tokens: int, cached: int) -> None:
+        fleet = self.fleets[worker]
+        self.leases[worker].append(fleet.lease(replica, tokens, 1.0, 0.0, matched_tokens=cached))
 
     @rule(worker=st.integers(0, WORKERS - 1), data=st.data())
     def end(self, worker: int, data: st.DataObject) -> None:
@@ -59,18 +61,21 @@ class WorkersShareABoard(RuleBasedStateMachine):
     def all_see_the_same(self) -> None:
         running = dict.fromkeys(REPLICAS, 0)
         pending = dict.fromkeys(REPLICAS, 0)
+        pairs = dict.fromkeys(REPLICAS, 0)
         occupied = dict.fromkeys(REPLICAS, 0)
         for lease in (one for leases in self.leases for one in leases):
             running[lease.replica.id] += 1
             occupied[lease.replica.id] += lease.occupied_tokens
             if lease.first_byte_at is None:
                 pending[lease.replica.id] += lease.uncached_tokens
+                pairs[lease.replica.id] += lease.prefill_pairs
         for fleet in self.fleets:
             fleet.look_at_others()
             fleet.check()
             for one in fleet.replicas:
                 assert one.running + one.other_running == running[one.id]
                 assert one.pending_prefill_tokens + one.other_prefill_tokens == pending[one.id]
+                assert one.pending_prefill_pairs + one.other_prefill_pairs == pairs[one.id]
                 assert one.occupied_tokens + one.other_occupied_tokens == occupied[one.id]
 
 
@@ -82,12 +87,12 @@ def test_only_what_changed_is_told() -> None:
     memory = memoryview(bytearray(board_bytes(2, 3)))
     mine = LeaseBoard(memory, REPLICAS, workers=2, worker=0)
     other = LeaseBoard(memory, REPLICAS, workers=2, worker=1)
-    mine.show("r0", 1, 10, 100)
+    mine.show("r0", 1, 10, 50, 100)
     assert list(mine.others()) == []
-    other.show("r2", 3, 30, 300)
-    assert list(mine.others()) == [("r2", (3, 30, 300))]
+    other.show("r2", 3, 30, 450, 300)
+    assert list(mine.others()) == [("r2", (3, 30, 450, 300))]
     assert list(mine.others()) == []
-    assert list(other.others()) == [("r0", (1, 10, 100))]
+    assert list(other.others()) == [("r0", (1, 10, 50, 100))]
     mine.check()
 
 

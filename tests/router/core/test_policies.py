@@ -16,7 +16,7 @@ from router.core.cost import Rates
 from router.core.fleet import Fleet, Replica
 from router.core.policies import POLICIES, UnknownPolicy, make_policy
 from router.core.policy import Decision, NoReplica, RouteQuery
-from router.core.prefix_aware import PrefixAware
+from router.core.prefix_aware import FLEET_SHARE, PrefixAware
 from router.core.prefix_tree import Confirmed, Match, PrefixTree
 from router.core.states import State
 
@@ -26,7 +26,11 @@ BYTES_PER_TOKEN = 4
 
 def replica(name: str, **fields: object) -> Replica:
     rates = Rates(
-        prefill_s_per_token=1e-3, overhead_s=0.01, decode_base_s=0.02, decode_slope_s=0.0005
+        prefill_s_per_token=1e-3,
+        prefill_s_per_pair=0.0,
+        overhead_s=0.01,
+        decode_base_s=0.02,
+        decode_slope_s=0.0005,
     )
     return Replica(**{"id": name, "rates": rates, "state": State.READY, **fields})  # type: ignore[arg-type]
 
@@ -151,10 +155,32 @@ def test_what_delays_the_others_is_work_behind_a_backlog() -> None:
     fleet.lease("busy", 100, 1, now=0.0).release(now=0.0)
     query = RouteQuery(prompt=b"p" * 4000, expected_output_tokens=1, now=1.0)
     (terms,) = choose(query, fleet).terms
-    prefill_s = 1_000 * 1e-3 + 0.01
+    computed_s = 1_000 * 1e-3
     delayed = busy.demand.delayed_per_s2(1.0)
-    share = (PrefixAware().uncached_weight - 1.0) * 1_000 * 1e-3
-    assert terms.room == pytest.approx(share + delayed * prefill_s * (2.0 + prefill_s / 2))
+    share = (PrefixAware().uncached_weight - 1.0) * computed_s
+    assert terms.room == pytest.approx(share + delayed * computed_s * (2.0 + computed_s / 2))
+
+
+def test_what_comes_to_the_fleet_counts_at_each_replica_for_a_share() -> None:
+    asked, idle = replica("asked"), replica("idle")
+    fleet = fleet_of(asked, idle)
+    for _ in range(20):
+        fleet.lease("asked", 0, 1, now=0.0).release(now=0.0)
+    query = RouteQuery(prompt=b"p" * 4000, expected_output_tokens=1, now=1.0)
+    policy = PrefixAware(uncached_weight=1.0)
+    rooms = {one.replica: one.room for one in policy.choose(query, fleet, Random(0)).terms}
+    delayed = asked.demand.delayed_per_s2(1.0)
+    assert rooms["idle"] == pytest.approx(FLEET_SHARE / 2 * delayed / 2)
+    assert rooms["asked"] == pytest.approx((1 - FLEET_SHARE / 2) * delayed / 2)
+
+
+def test_attention_to_what_is_cached_counts() -> None:
+    long, short = replica("long"), replica("short")
+    long.rates.prefill_s_per_pair = short.rates.prefill_s_per_pair = 1e-6
+    query = RouteQuery(prompt=b"p" * 4000 * BYTES_PER_TOKEN, match=matching(long=3200, short=0))
+    terms = {one.replica: one for one in choose(query, fleet_of(long, short)).terms}
+    assert terms["long"].prefill == pytest.approx(0.01 + 0.8 + 800 * (3200 + 400) * 1e-6)
+    assert terms["short"].prefill == pytest.approx(0.01 + 4.0 + 4000 * 2000 * 1e-6)
 
 
 def test_other_routers_work_counts_like_ours() -> None:

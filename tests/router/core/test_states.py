@@ -7,11 +7,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from router.core.cost import CostModel
 from router.core.fleet import Fleet, Lease, Replica, UnknownReplica
+from router.core.lease_board import LeaseBoard, board_bytes
 from router.core.states import TRANSITIONS, State, StateEvent, after
 
 
-def fleet_of(*names: str, state: State = State.READY) -> Fleet:
-    fleet, cost = Fleet(), CostModel()
+def fleet_of(*names: str, state: State = State.READY, board: LeaseBoard | None = None) -> Fleet:
+    fleet, cost = Fleet(board), CostModel()
     for name in names:
         fleet.add(Replica(id=name, rates=cost.rates(name), state=state))
     return fleet
@@ -105,7 +106,8 @@ def test_a_lease_counts_its_prompt_until_the_first_byte_and_itself_until_release
     fleet = fleet_of("a")
     fleet.lease("a", 50, 10.0, now=0.0)
     lease = fleet.lease("a", 100, 10.0, now=0.0)
-    assert lease.tokens_ahead == 150
+    rates = fleet["a"].rates
+    assert lease.expected_first_token_s == pytest.approx(rates.prefill_s(150, 50 * 25 + 100 * 50))
     assert (fleet["a"].pending_prefill_tokens, fleet["a"].running) == (150, 2)
     assert lease.first_byte(now=0.5) == 0.5
     assert lease.first_byte(now=0.6) is None
@@ -130,22 +132,58 @@ def test_a_lease_occupies_prompt_and_answer_until_it_ends() -> None:
 def test_what_is_done_of_the_oldest_prompt_is_not_ahead_of_the_next_one() -> None:
     fleet = fleet_of("a")
     one = fleet["a"]
-    tokens_per_s = one.rates.prefill_tokens_per_s
+    token_s = one.rates.prefill_s_per_token
     first = fleet.lease("a", 1000, 1.0, now=10.0)
     second = fleet.lease("a", 600, 1.0, now=10.0)
     third = fleet.lease("a", 100, 1.0, now=10.0)
-    assert one.tokens_to_prefill(10.0) == 1700
-    assert one.tokens_to_prefill(10.0 + 400 / tokens_per_s) == pytest.approx(1300)
-    assert one.tokens_to_prefill(99.0) == 700, "it takes longer than we think, but it is one prompt"
-    third.first_byte(now=20.0)  # somebody else's is no news of the oldest one
-    assert one.tokens_to_prefill(99.0) == 600
+    assert one.backlog_s(10.0) == pytest.approx(1700 * token_s)
+    assert one.backlog_s(10.0 + 400 * token_s) == pytest.approx(1300 * token_s)
+    assert one.backlog_s(99.0) == pytest.approx(700 * token_s), "it is late, but one prompt"
+    third.first_byte(now=99.0)  # the oldest one was overtaken
+    assert one.backlog_s(99.0) == pytest.approx(1600 * token_s)
     first.first_byte(now=100.0)
-    assert one.tokens_to_prefill(100.0) == 600, "the next one has only begun"
-    later = 100.0 + 200 / tokens_per_s
-    assert fleet.lease("a", 50, 1.0, now=later).tokens_ahead == pytest.approx(450)
+    assert one.backlog_s(100.0) == pytest.approx(600 * token_s), "the next one has only begun"
+    later = 100.0 + 200 * token_s
+    fourth = fleet.lease("a", 50, 1.0, now=later)
+    assert fourth.expected_first_token_s == pytest.approx(one.rates.overhead_s + 450 * token_s)
     second.release(now=101.0)
-    assert one.tokens_to_prefill(101.0) == 50
+    assert one.backlog_s(101.0) == pytest.approx(50 * token_s)
     fleet.check()
+
+
+def test_a_lease_knows_how_long_its_prompt_was_computed() -> None:
+    fleet = fleet_of("a")
+    first, second = (fleet.lease("a", 100, 1.0, now=when) for when in (10.0, 11.0))
+    assert (first.alone, second.alone) == (True, False)
+    first.first_byte(now=12.0)
+    second.first_byte(now=12.5)
+    assert (first.busy_s, second.busy_s) == (2.0, 0.5)
+    third = fleet.lease("a", 100, 1.0, now=20.0)
+    assert third.alone
+    third.first_byte(now=21.0)
+    assert third.busy_s == 1.0, "nobody was served before it came"
+
+
+def test_a_first_byte_that_nobody_saw_tells_no_speed() -> None:
+    fleet = fleet_of("a")
+    first, second, third = (fleet.lease("a", 100, 1.0, now=when) for when in (10.0, 11.0, 12.0))
+    first.first_byte(now=12.0, known=False)
+    second.release(now=13.0)
+    third.first_byte(now=15.0)
+    assert (first.busy_s, second.busy_s, third.busy_s) == (None, None, 2.0)
+
+
+def test_what_other_workers_send_there_makes_it_neither_alone_nor_timed() -> None:
+    memory = memoryview(bytearray(board_bytes(2, 1)))
+    ours, theirs = (
+        fleet_of("a", board=LeaseBoard(memory, ["a"], workers=2, worker=number))
+        for number in range(2)
+    )
+    theirs.lease("a", 100, 1.0, now=0.0)
+    ours.look_at_others()
+    lease = ours.lease("a", 100, 1.0, now=0.0)
+    lease.first_byte(now=1.0)
+    assert (lease.alone, lease.busy_s) == (False, None)
 
 
 class Leases(RuleBasedStateMachine):

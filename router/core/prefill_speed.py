@@ -1,0 +1,114 @@
+"""How long prefills take: one line for the fleet, and how much slower or faster a replica is.
+
+    first token = overhead + per token · (tokens + context weight · pairs),    times the pace
+
+The line is learned from first tokens that did not wait: of whom waits, engines say only when he had
+his turn, and short prompts may overtake long ones. The pace is learned from all: what a replica
+computed over the time it took, in whatever order.
+
+    lease, lease        first token   first token            first token
+      |------------------------|-----------|                      |
+         busy: both prompts, and a step each   idle: not counted
+
+A replica is as fast as the fleet as long as its pace is not clearly another: noise between equal
+replicas would outweigh what a warm cache saves, and what seems slow gets little to show that it is
+not.
+"""
+
+from dataclasses import dataclass
+from statistics import median
+
+from router.core.attention import ContextWeight
+from router.core.fading_line import FADE, TRUSTED_SAMPLES, FadingLine
+from router.core.ids import ReplicaId
+
+# Paces that differ by no more than this factor are taken as the same.
+ALIKE_FACTOR = 2.0
+# Of the line's overhead: first tokens closer together than this come out of the same step.
+SAME_STEP_SHARE = 0.125
+# Keeps a rate finite where a fit finds no slope.
+SECONDS_PER_TOKEN_MIN = 1e-9
+
+
+@dataclass(slots=True)
+class _Pace:
+    """Fading sums of what one replica computed, and of the time that took."""
+
+    samples: int = 0
+    seconds: float = 0.0
+    tokens: float = 0.0
+    pairs: float = 0.0
+    steps: float = 0.0
+    factor: float = 1.0
+
+    def computed(self, tokens: float, pairs: float, steps: int, seconds: float) -> None:
+        self.samples += 1
+        self.seconds = self.seconds * FADE + seconds
+        self.tokens = self.tokens * FADE + tokens
+        self.pairs = self.pairs * FADE + pairs
+        self.steps = self.steps * FADE + steps
+
+
+class PrefillSpeed:
+    """What was learned of one model's replicas."""
+
+    def __init__(self, overhead_s: float, s_per_token: float) -> None:
+        self._line = FadingLine(overhead_s, s_per_token)
+        self._context = ContextWeight()
+        self._paces: dict[ReplicaId, _Pace] = {}
+
+    @property
+    def known(self) -> bool:
+        """Whether enough first tokens were seen."""
+        return self._line.samples >= TRUSTED_SAMPLES
+
+    @property
+    def overhead_s(self) -> float:
+        return self._line.intercept
+
+    @property
+    def s_per_token(self) -> float:
+        return max(self._line.slope, SECONDS_PER_TOKEN_MIN)
+
+    @property
+    def s_per_pair(self) -> float:
+        return self.s_per_token * self._context.weight
+
+    def factor(self, replica: ReplicaId) -> float:
+        """How many times as long as the fleet's typical replica it takes."""
+        pace = self._paces.get(replica)
+        return 1.0 if pace is None else pace.factor
+
+    def add(self, replica: ReplicaId) -> None:
+        self._paces.setdefault(replica, _Pace())
+
+    def forget(self, replica: ReplicaId) -> None:
+        self._paces.pop(replica, None)
+
+    def first_token(self, replica: ReplicaId, tokens: float, pairs: float, seconds: float) -> None:
+        """A replica with nothing else to prefill took so long for so much."""
+        work = tokens + self._context.weight * pairs
+        taken_s = self._line.learn(work, seconds / self.factor(replica))
+        self._context.learn(tokens, pairs, taken_s)
+
+    def computed(self, replica: ReplicaId, tokens: float, pairs: float, seconds: float) -> None:
+        """So long after it began, or after the first token before, this one came."""
+        steps = int(seconds > self.overhead_s * SAME_STEP_SHARE)
+        self._paces[replica].computed(tokens, pairs, steps, seconds)
+
+    def compare(self) -> None:
+        """Find out who is slower or faster than the others."""
+        ratios = {}
+        for replica, pace in self._paces.items():
+            expected_s = pace.tokens * self.s_per_token + pace.pairs * self.s_per_pair
+            expected_s += pace.steps * self.overhead_s
+            if pace.samples >= TRUSTED_SAMPLES and expected_s > 0.0 and pace.seconds > 0.0:
+                ratios[replica] = pace.seconds / expected_s
+        typical = median(ratios.values()) if ratios else 1.0
+        for replica, pace in self._paces.items():
+            factor = ratios.get(replica, typical) / typical
+            pace.factor = 1.0 if _alike(factor) else factor
+
+
+def _alike(factor: float) -> bool:
+    return 1.0 / ALIKE_FACTOR <= factor <= ALIKE_FACTOR
