@@ -20,6 +20,8 @@ from router.metrics import RouterMetrics
 from router.served_model import ServedModel
 
 PRIORITY_FIELD = b"x-warmroute-priority"
+# llm-d's name for it (pkg/epp latency predictor), in milliseconds.
+TTFT_TARGET_FIELD = b"x-slo-ttft-ms"
 TENANT_FIELD = b"x-warmroute-tenant"
 
 
@@ -130,3 +132,22 @@ def priority_of(request: Request, in_body: int | None) -> int:
     except ValueError as error:
         name = PRIORITY_FIELD.decode()
         raise BadRequest(f"{name} must be a whole number", param=name) from error
+
+
+def ttft_target_of(request: Request) -> float | None:
+    """Seconds within which the client wants its first token; None: it does not say.
+
+    Raises:
+        BadRequest: the header is no number of milliseconds above 0.
+    """
+    value = request.header(TTFT_TARGET_FIELD)
+    if value is None:
+        return None
+    try:
+        milliseconds = float(value)
+    except ValueError:
+        milliseconds = 0.0
+    if not 0.0 < milliseconds < float("inf"):
+        name = TTFT_TARGET_FIELD.decode()
+        raise BadRequest(f"{name} must be a number of milliseconds above 0", param=name)
+    return milliseconds / 1000.0

@@ -29,7 +29,7 @@ from router.dataplane.client_connection import ClientConnection
 from router.dataplane.http1 import OwnAnswer, Request
 from router.dataplane.route import UnderWay
 from router.dataplane.server import Server
-from router.gate import Gate, priority_of, tenant_of
+from router.gate import Gate, priority_of, tenant_of, ttft_target_of
 from router.metrics import RouterMetrics
 from router.model_names import ModelNames
 from router.named_model import form_boundary, model_in_form, model_in_query, rename_model
@@ -106,7 +106,7 @@ class RouterHandler:
             rename_model(request, model.name)
         prompt = prompt_bytes(path, view, model.assets)
         ticket = _ticket(request, view, model, prompt) if self.gate.limited else None
-        return RoutedRequest(self, model, request, view, prompt, ticket)
+        return RoutedRequest(self, model, request, view, prompt, ticket, ttft_target_of(request))
 
     def new_request_id(self) -> bytes:
         return f"{self._id_prefix}-{next(self._id_numbers):x}".encode()
@@ -139,6 +139,10 @@ class RouterHandler:
             self.metrics.request_seconds[(model,)].observe(now - request.started_at)
             if first_byte_s is not None:
                 self.metrics.first_byte_seconds[(model,)].observe(first_byte_s)
+            if routed.ttft_target_s is not None:
+                soon = first_byte_s is not None and first_byte_s <= routed.ttft_target_s
+                met = soon and exchange.status == HTTPStatus.OK
+                self.metrics.ttft_targets[model, "met" if met else "missed"].inc()
         if self.log is None:
             return
         usage = exchange.usage

@@ -40,6 +40,11 @@ class RouterMetrics:
             ["model"],
             _LATENCY_BUCKETS_S,
         )
+        self.ttft_targets = CounterFamily(
+            "warmroute_ttft_targets",
+            "Streams with a target for their first token, by whether the first byte met it.",
+            ["model", "outcome"],
+        )
         self.request_seconds = HistogramFamily(
             "warmroute_request_seconds",
             "First byte of the request in to last byte of the answer out.",

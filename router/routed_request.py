@@ -72,14 +72,18 @@ class RoutedRequest:
         view: RequestView,
         prompt: bytes | None,
         ticket: Ticket | None,
+        ttft_target_s: float | None,
     ) -> None:
         """
         Args:
             ticket: What it asks admission for; None where room is not limited.
+            ttft_target_s: Seconds from its first byte to the answer's, if it is a stream: else the
+                first byte is no first token.
         """
         self.model = model
         self.hedge_after_s: float | None = None
         self.log: Said | None = None
+        self.ttft_target_s = ttft_target_s if view.stream else None
         self._ticket = ticket
         self._handler = handler
         self._request = request
@@ -120,6 +124,7 @@ class RoutedRequest:
             streaming=bool(self._view.stream),
             excluded=excluded if ticket is None else admission.excluded(ticket, excluded),
             now=now,
+            ttft_target_s=self._target_left_s(now),
         )
         replica = assignment.replica_id
         self._tried.add(replica)
@@ -171,6 +176,12 @@ class RoutedRequest:
         self._handler.finished(self, exchange, now)
         if self._ticket is not None:
             self._handler.gate.leave(self._ticket, now)
+
+    def _target_left_s(self, now: float) -> float | None:
+        """Of its target, what waiting and tries have left; may be below 0."""
+        if self.ttft_target_s is None or self._continuation is not None:
+            return None
+        return self.ttft_target_s - (now - self._request.started_at)
 
     def _excluded(self) -> set[ReplicaId]:
         """Those tried, and those that could not go on with what was said."""

@@ -125,17 +125,21 @@ class ServedModel:
         streaming: bool,
         excluded: Collection[ReplicaId],
         now: float,
+        ttft_target_s: float | None = None,
     ) -> "ReplicaAssignment":
         """Chooses a replica, takes its lease and remembers what it will soon hold.
 
         Args:
             prompt: None: the request has none we know; then load alone decides.
             streaming: Whether the answer's first byte is its first token.
+            ttft_target_s: Seconds from now within which that is wanted.
 
         Raises:
             NoReplica: none may take it.
         """
         text = prompt or b""
+        if ttft_target_s is not None:
+            self.fleet.targets.came(ttft_target_s)
         self.fleet.settle(now)
         self.fleet.look_at_others()
         self._predictions.expire_some(now, _EXPIRED_PER_REQUEST)
@@ -149,6 +153,7 @@ class ServedModel:
                 expected_output_tokens=output_tokens,
                 excluded=excluded,
                 now=now,
+                ttft_target_s=ttft_target_s,
             ),
             self.fleet,
             self._rng,

@@ -62,6 +62,8 @@ class Ours:
         self._predictions.expire_some(now, _EXPIRED_PER_REQUEST)
         self._tree.sweep(_SWEPT_PER_REQUEST)
         text = request.prompt.tobytes()
+        if request.ttft_target_s is not None:
+            self._fleet.targets.came(request.ttft_target_s)
         expected = self._cost.expected_output_tokens(None)
         decision = self._policy.choose(
             RouteQuery(
@@ -70,6 +72,7 @@ class Ours:
                 bytes_per_token=self._cost.bytes_per_token,
                 expected_output_tokens=expected,
                 now=now,
+                ttft_target_s=request.ttft_target_s,
             ),
             self._fleet,
             self._rng,

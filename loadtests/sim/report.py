@@ -1,7 +1,7 @@
 """What a run came to: one row a policy, and the table of them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import mean
 
 from loadtests.sim.world import Run, Served
@@ -22,6 +22,7 @@ class Row:
         recomputed_tokens: Prompt tokens computed beyond those not cached: after preemptions.
         goodput: Share of requests with their first token within 2 s; failed ones are not.
         goodput_ideal: Within ten times what the prompt takes alone, cold, on an idle replica.
+        target_met: By target, as seconds: share of its requests with their first token in time.
         imbalance: The busiest replica's work over the mean.
         duration_s: Virtual time.
     """
@@ -39,6 +40,7 @@ class Row:
     goodput_ideal: float
     imbalance: float
     duration_s: float
+    target_met: Mapping[str, float] = field(default_factory=dict)
 
 
 def row_of(policy: str, run: Run, usual: Preset) -> Row:
@@ -66,7 +68,19 @@ def row_of(policy: str, run: Run, usual: Preset) -> Row:
         goodput_ideal=_share(run.served, lambda one: _GOOD_TIMES_IDEAL * cold_s(one, usual)),
         imbalance=max(run.busy_s) / busy if busy else 0.0,
         duration_s=run.ended_s,
+        target_met=_target_met(run.served),
     )
+
+
+def _target_met(served: Sequence[Served]) -> dict[str, float]:
+    by_target: dict[float, list[Served]] = {}
+    for one in served:
+        if one.ttft_target_s is not None:
+            by_target.setdefault(one.ttft_target_s, []).append(one)
+    return {
+        f"{target_s:g}": _share(by_target[target_s], lambda one: one.ttft_target_s or 0.0)
+        for target_s in sorted(by_target)
+    }
 
 
 def cold_s(served: Served, usual: Preset) -> float:
@@ -113,8 +127,13 @@ COLUMNS = (
 
 def table(rows: Sequence[Row]) -> list[str]:
     """In Markdown, aligned for a terminal as well."""
-    heads = [head for head, _, _ in COLUMNS]
-    cells = ([form.format(getattr(row, name)) for _, name, form in COLUMNS] for row in rows)
+    targets = sorted({one for row in rows for one in row.target_met}, key=float)
+    heads = [head for head, _, _ in COLUMNS] + [f"target {one} s met" for one in targets]
+    cells = (
+        [form.format(getattr(row, name)) for _, name, form in COLUMNS]
+        + [f"{row.target_met.get(one, 0.0):.1%}" for one in targets]
+        for row in rows
+    )
     return markdown(heads, cells)
 
 

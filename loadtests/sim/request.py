@@ -17,6 +17,7 @@ class SimRequest:
         conversation: Which conversation or session it belongs to, where that is known: what a
             client could send as a session id.
         tenant: Whose it is.
+        ttft_target_s: Within how many seconds its first token is wanted; None: it has no target.
     """
 
     number: int
@@ -26,3 +27,4 @@ class SimRequest:
     answer: "array[int] | None" = None
     conversation: int | None = None
     tenant: str = ""
+    ttft_target_s: float | None = None

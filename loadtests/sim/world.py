@@ -63,6 +63,7 @@ class Served:
     ended_s: float | None = None
     cached_tokens: int = 0
     failed: bool = False
+    ttft_target_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -156,7 +157,14 @@ class World:
 
     def _arrive(self, request: SimRequest, now: float) -> None:
         replica = self.router.route(request, now)
-        served = Served(request.number, now, len(request.prompt), request.output_tokens, replica)
+        served = Served(
+            request=request.number,
+            arrival_s=now,
+            prompt_tokens=len(request.prompt),
+            output_tokens=request.output_tokens,
+            replica=replica,
+            ttft_target_s=request.ttft_target_s,
+        )
         self.run_so_far.served.append(served)
         self._under_way[request.number] = served
         self._replicas[replica].submit(request, now)

@@ -16,6 +16,7 @@ from router.core.demand import Demand
 from router.core.ids import ReplicaId
 from router.core.lease_board import LeaseBoard
 from router.core.states import State, StateEvent, after
+from router.core.targets import Targets
 
 
 class UnknownReplica(LookupError):
@@ -159,7 +160,10 @@ class Lease:
         self.replica._prefilled(self, now, known=known)
         assert self._fleet is not None, "leases come from a fleet"
         self._fleet._show(self.replica)
-        return now - self.taken_at
+        after_s = now - self.taken_at
+        if known:
+            self._fleet.targets.first_token(self.expected_first_token_s, after_s)
+        return after_s
 
     def release(self, now: float) -> bool:
         """It is over, however it ended. False if it was before: releasing twice is fine."""
@@ -189,7 +193,7 @@ class Fleet:
     """The replicas policies choose from, in the order they were added.
 
     `ready` and `suspect` are kept apart so that a choice need not look at states; `turn` counts
-    the leases ever taken, for policies that take turns.
+    the leases ever taken, for policies that take turns; `targets` knows how late first tokens come.
     """
 
     def __init__(self, board: LeaseBoard | None = None) -> None:
@@ -205,6 +209,7 @@ class Fleet:
         self.ready: list[Replica] = []
         self.suspect: list[Replica] = []
         self.turn = 0
+        self.targets = Targets()
 
     @property
     def replicas(self) -> list[Replica]:
@@ -357,5 +362,6 @@ class Fleet:
             assert replica.head_pairs == (0 if head is None else head.prefill_pairs)
             assert 0.0 <= replica.trust <= 1.0, "trust is a share"
             replica.demand.check()
+        self.targets.check()
         for state, members in ((State.READY, self.ready), (State.SUSPECT, self.suspect)):
             assert members == [one for one in self.replicas if one.state is state]

@@ -12,6 +12,7 @@ from protocol.errors import Unavailable
 from router.core.fleet import Replica
 from router.core.ids import ReplicaId
 from router.core.prefix_tree import Confirmed, Match
+from router.core.targets import Targets
 
 EMPTY_MATCH = Match({}, {})
 _NOTHING = Confirmed(0, 0)
@@ -34,6 +35,8 @@ class RouteQuery(NamedTuple):
         expected_output_tokens: How long the answer will be, as learned and limited.
         excluded: Replicas that were tried already.
         now: The caller's seconds.
+        ttft_target_s: Seconds from now within which its first token is wanted; None: it has no
+            target.
     """
 
     prompt: bytes
@@ -42,6 +45,7 @@ class RouteQuery(NamedTuple):
     expected_output_tokens: float = 128.0
     excluded: Collection[ReplicaId] = ()
     now: float = 0.0
+    ttft_target_s: float | None = None
 
 
 class FleetView(Protocol):
@@ -52,6 +56,9 @@ class FleetView(Protocol):
 
     @property
     def turn(self) -> int: ...
+
+    @property
+    def targets(self) -> Targets: ...
 
 
 class CostTerms(NamedTuple):
@@ -65,6 +72,7 @@ class CostTerms(NamedTuple):
     prefill: float = 0.0
     decode: float = 0.0
     room: float = 0.0
+    target: float = 0.0
 
 
 class PromptSplit(NamedTuple):
@@ -103,7 +111,8 @@ class Decision(NamedTuple):
         """One line for the log; made only when asked for."""
         costs = ", ".join(
             f"{one.replica} {one.cost:.3f}s = wait {one.wait:.3f} + prefill {one.prefill:.3f}"
-            f" + decode {one.decode:.3f} + room {one.room:.3f} (matched {one.matched_tokens})"
+            f" + decode {one.decode:.3f} + room {one.room:.3f} + target {one.target:.3f}"
+            f" (matched {one.matched_tokens})"
             for one in self.terms
         )
         return f"{self.replica} of {self.tied} tied: {costs}"

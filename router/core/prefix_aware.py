@@ -11,6 +11,9 @@
               (`router.core.demand`: the more, the longer the backlog and the more come there, as
               of late and, for a share, as to the fleet's others),
               a share of its prefill, and what it pushes out of a full cache
+    target    of a request that has one for its first token (`router.core.targets`): its own wait
+              and prefill count more or less than others' seconds do, and a chance to miss the
+              target counts like that much of it
 
 Wait and prefill are the seconds we expect to the first token; the others weigh. Without the share
 in `room`, in an idle fleet a request that follows its twin would gain nothing from waiting for the
@@ -87,7 +90,10 @@ class PrefixAware:
     def choose(self, query: RouteQuery, view: FleetView, rng: Random) -> Decision:
         """The cheapest replica, or the one of the near-ties that the prompt's hash picks."""
         routable = candidates(query, view)
-        prompt, match, bytes_per_token, output, _, now = query
+        prompt, match, bytes_per_token, output, _, now, target_s = query
+        targets, target, own_weight = view.targets, 0.0, 1.0
+        if target_s is not None:
+            own_weight = targets.weight(target_s)
         confirmed, predicted = match
         room_share = self.uncached_weight - 1.0
         # In a large fleet many hold nothing of a prompt, and many the same.
@@ -137,9 +143,18 @@ class PrefixAware:
                 if over > 0:
                     room += min(over, added) * s_per_token * self.eviction_weight
             cost = wait + prefill + decode + room
+            if target_s is not None:
+                expected_s = wait + prefill
+                target = (own_weight - 1.0) * expected_s
+                worth_s = max(0.0, target_s) * own_weight
+                target += worth_s * targets.chance_late(expected_s, target_s)
+                cost += target
             # The same as calling CostTerms, in a third of the time.
             terms.append(
-                _new_tuple(CostTerms, (cost, name, matched, uncached, wait, prefill, decode, room))
+                _new_tuple(
+                    CostTerms,
+                    (cost, name, matched, uncached, wait, prefill, decode, room, target),
+                )
             )
         best = min(terms)
         s_per_token = routable[terms.index(best)].rates.prefill_s_per_token

@@ -202,6 +202,37 @@ async def test_a_priority_that_is_none_is_named() -> None:
         assert response.json()["error"]["param"] == "x-warmroute-priority"
 
 
+@pytest.mark.parametrize("value", ["soon", "0", "-5", "inf", "nan", ""])
+async def test_a_target_that_is_none_is_named(value: str) -> None:
+    async with front(ScriptedReplica("a", answer)) as router:
+        response = await chat(router, "1", headers={"x-slo-ttft-ms": value})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "x-slo-ttft-ms"
+
+
+async def test_streams_are_counted_by_whether_they_met_their_target() -> None:
+    async def slow(call: Call) -> None:
+        await asyncio.sleep(0.02)
+        await answer(call)
+
+    async def refuse(call: Call) -> None:
+        await call.json(b'{"error":{}}', status=b"400 Bad Request")
+
+    async def after(replica: ScriptedReplica, milliseconds: str, *, stream: bool) -> list[float]:
+        async with front(replica) as router:
+            await chat(router, "1", headers={"x-slo-ttft-ms": milliseconds}, stream=stream)
+            await router.until_idle()
+            return [
+                router.count("warmroute_ttft_targets_total", model="m", outcome=outcome)
+                for outcome in ("met", "missed")
+            ]
+
+    assert await after(ScriptedReplica("a", answer), "60000", stream=True) == [1, 0]
+    assert await after(ScriptedReplica("a", slow), "10", stream=True) == [0, 1]
+    assert await after(ScriptedReplica("a", refuse), "60000", stream=True) == [0, 1]
+    assert await after(ScriptedReplica("a", answer), "60000", stream=False) == [0, 0]
+
+
 @pytest.mark.parametrize("admission", [{}, {"max_tokens": 10**9}], ids=["no limit", "roomy"])
 async def test_nobody_waits_where_there_is_room(admission: dict[str, Any]) -> None:
     async with front(ScriptedReplica("a", answer), admission=admission) as router:

@@ -61,6 +61,8 @@ class Ask:
             lines.append(f"x-warmroute-tenant: {self.tenant}")
         if self.priority is not None:
             lines.append(f"x-warmroute-priority: {self.priority}")
+        if self.number % 3 == 0:
+            lines.append(f"x-slo-ttft-ms: {20 + 50 * (self.number % 7)}")
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
     def judge(self, status: int, body: bytes, *, whole: bool) -> tuple[str, str | None]:

@@ -81,6 +81,7 @@ class CheckedModel(ServedModel):
         streaming: bool,
         excluded: Collection[ReplicaId],
         now: float,
+        ttft_target_s: float | None = None,
     ) -> ReplicaAssignment:
         checks = self.worker.world.checks
         checks.before_choice(self.worker, namespace, prompt or b"")
@@ -91,6 +92,7 @@ class CheckedModel(ServedModel):
             streaming=streaming,
             excluded=excluded,
             now=now,
+            ttft_target_s=ttft_target_s,
         )
         checks.chosen(self.worker, assignment.replica_id, excluded)
         return assignment

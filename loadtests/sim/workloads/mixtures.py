@@ -1,8 +1,8 @@
-"""Workloads made of others: a load that follows the hours of a day, and tenants side by side."""
+"""Workloads made of others: the hours of a day, tenants side by side, classes of urgency."""
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from loadtests.sim.workloads.contents import ContentSpace
@@ -94,6 +94,49 @@ class Tenants(Workload):
         """By tenant, beside a request of anybody's."""
         shares = zipf_weights(self.tenants, self.zipf_exponent)
         return [share / self._workload(k).turns_mean for k, share in enumerate(shares)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes(Workload):
+    """Chats that want their first token soon, beside documents that can wait for it."""
+
+    urgent: Workload = parameter(  # noqa: RUF009 (workloads are frozen)
+        Chat(), "What is urgent, a workload of steady rate."
+    )
+    patient: Workload = parameter(  # noqa: RUF009
+        Documents(), "What is not, a workload of steady rate."
+    )
+    urgent_share: float = parameter(0.7, "Of the requests.", least=0, most=1)
+    urgent_target_s: float = parameter(0.3, "Time to first token it wants.", least=1e-3)
+    patient_target_s: float = parameter(20.0, "The same of the others.", least=1e-3)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_steady(self, "urgent", self.urgent)
+        _require_steady(self, "patient", self.patient)
+
+    @property
+    def turns_mean(self) -> float:
+        return 1 / sum(self._sessions_per_request())
+
+    @property
+    def session_s(self) -> float:
+        return max(self.urgent.session_s, self.patient.session_s)
+
+    def sessions(self, rng: Random, space: ContentSpace) -> Iterator[Session]:
+        kinds = (
+            ("urgent", self.urgent_target_s, self.urgent.sessions(rng, space)),
+            ("patient", self.patient_target_s, self.patient.sessions(rng, space)),
+        )
+        weights = self._sessions_per_request()
+        while True:
+            ((tenant, target_s, source),) = rng.choices(kinds, weights)
+            yield replace(next(source), tenant=tenant, ttft_target_s=target_s)
+
+    def _sessions_per_request(self) -> tuple[float, float]:
+        """Of each kind, beside a request of any."""
+        share = self.urgent_share
+        return share / self.urgent.turns_mean, (1 - share) / self.patient.turns_mean
 
 
 def _require_steady(workload: Workload, name: str, inner: Workload) -> None:

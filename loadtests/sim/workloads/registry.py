@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple, cast
 
 from loadtests.sim.workloads.conversations import Agents, Chat
-from loadtests.sim.workloads.mixtures import Diurnal, Tenants
+from loadtests.sim.workloads.mixtures import Classes, Diurnal, Tenants
 from loadtests.sim.workloads.shared import Documents, FewShot, Retrieval, Siblings, SystemPrompts
 from loadtests.sim.workloads.traps import HotPrefix, MixedLengths, SharedFirstBlock
 from loadtests.sim.workloads.workload import Workload, WorkloadError
@@ -28,6 +28,7 @@ WORKLOADS: Mapping[str, Entry] = {
     "siblings": Entry(Siblings, {}),
     "diurnal": Entry(Diurnal, {}),
     "tenants": Entry(Tenants, {}),
+    "classes": Entry(Classes, {}),
     "trap-first-block": Entry(SharedFirstBlock, {}),
     "trap-hot-prefix": Entry(HotPrefix, {}),
     "trap-siblings": Entry(Siblings, {"siblings": "64"}),

@@ -51,11 +51,13 @@ class Session:
         turns: At least one.
         has_id: Whether a client could say which requests belong to it.
         tenant: Whose it is.
+        ttft_target_s: Within how many seconds its first tokens are wanted; None: no target.
     """
 
     turns: Iterator[Turn]
     has_id: bool
     tenant: str = ""
+    ttft_target_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +165,7 @@ def _requests(
             answer=None if turn.answer is None else joined((turn.answer,)),
             conversation=conversation if session.has_id else None,
             tenant=session.tenant,
+            ttft_target_s=session.ttft_target_s,
         )
         number += 1
 

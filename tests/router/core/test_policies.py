@@ -183,6 +183,25 @@ def test_attention_to_what_is_cached_counts() -> None:
     assert terms["short"].prefill == pytest.approx(0.01 + 4.0 + 4000 * 2000 * 1e-6)
 
 
+def test_a_target_makes_own_seconds_count_and_the_chance_to_miss_it() -> None:
+    # Waiting for what is cached is cheap, and late; the cold one has nothing to do.
+    warm, cold = replica("warm", other_prefill_tokens=600), replica("cold")
+    fleet = fleet_of(warm, cold)
+    for _ in range(100):
+        fleet.targets.came(60.0)
+        fleet.targets.came(0.45)
+        fleet.targets.first_token(1.0, 1.0)
+    query = RouteQuery(prompt=b"p" * 400 * BYTES_PER_TOKEN, match=matching(warm=320))
+    assert choose(query._replace(ttft_target_s=60.0), fleet).replica == "warm"
+    urgent = choose(query._replace(ttft_target_s=0.45), fleet)
+    assert urgent.replica == "cold"
+    terms = {one.replica: one for one in urgent.terms}
+    assert terms["warm"].target > terms["cold"].target
+    for one in urgent.terms:
+        assert one.cost == pytest.approx(sum(one[4:]))
+    assert all(one.target == 0.0 for one in choose(query, fleet).terms)
+
+
 def test_other_routers_work_counts_like_ours() -> None:
     fleet = fleet_of(replica("warm", other_prefill_tokens=5000), replica("cold"))
     query = RouteQuery(prompt=b"p" * 4000, match=matching(warm=800))
