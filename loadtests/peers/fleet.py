@@ -1,7 +1,8 @@
-"""Simulated replicas as processes of their own: the same for every router, empty when it begins."""
+"""Replicas as processes of their own: the same for every router, empty when it begins."""
 
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,15 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     slowness: float = 1.0
     cache_blocks: int | None = None
 
+    @property
+    def engine(self) -> dict[str, Any]:
+        """The replica's section."""
+        simulated = {"preset": self.preset, "slowness": self.slowness}
+        engine: dict[str, Any] = {"backend": "simulated", "simulated": simulated}
+        if self.cache_blocks is not None:
+            engine["kv_cache_blocks"] = self.cache_blocks
+        return engine
+
 
 class Fleet:
     """The replicas, from `start_fleet`.
@@ -73,14 +83,25 @@ class Fleet:
 
 
 def start_fleet(
-    stack: ExitStack, directory: Path, count: int, device: Device, max_model_len: int
+    stack: ExitStack,
+    directory: Path,
+    count: int,
+    engine: Mapping[str, Any],
+    max_model_len: int,
 ) -> Fleet:
-    """Starts `count` replicas, which end with `stack`. Raises FleetFailed."""
+    """Starts `count` replicas, which end with `stack`.
+
+    Args:
+        engine: Of their configuration, less what is the same for all.
+
+    Raises:
+        FleetFailed: one does not.
+    """
     ports = free_ports(3 * count)
     fleet = Fleet([ports[3 * n : 3 * n + 3] for n in range(count)])
     for number, own in enumerate(fleet.ports):
         file = directory / f"r{number}.yaml"
-        file.write_text(yaml.safe_dump(_config(f"r{number}", own, device, max_model_len)))
+        file.write_text(yaml.safe_dump(_config(f"r{number}", own, engine, max_model_len)))
         with (directory / f"r{number}.log").open("wb") as log:
             command = [sys.executable, "-m", "cli.main", "replica", "-c", str(file)]
             start(stack, command, stdout=log, stderr=log)
@@ -89,22 +110,18 @@ def start_fleet(
 
 
 def _config(
-    replica_id: str, ports: list[int], device: Device, max_model_len: int
+    replica_id: str, ports: list[int], engine: Mapping[str, Any], max_model_len: int
 ) -> dict[str, Any]:
     http, events, replay = ports
-    engine: dict[str, Any] = {
-        "backend": "simulated",
-        "simulated": {"preset": device.preset, "slowness": device.slowness},
-        "block_size": BLOCK_SIZE,
-        "max_waiting_sequences": 10_000,  # a router that sends all to one shall wait, not fail
-    }
-    if device.cache_blocks is not None:
-        engine["kv_cache_blocks"] = device.cache_blocks
     return {
         "id": replica_id,
         "listen": {"port": http},
         "model": {"name": MODEL, "path": MODEL_PATH, "max_model_len": max_model_len},
-        "engine": engine,
+        "engine": {
+            **engine,
+            "block_size": BLOCK_SIZE,
+            "max_waiting_sequences": 10_000,  # a router that sends all to one shall wait, not fail
+        },
         "kv_events": {
             "endpoint": f"tcp://127.0.0.1:{events}",
             "replay": f"tcp://127.0.0.1:{replay}",

@@ -12,6 +12,7 @@ import aiohttp
 import msgspec
 import numpy as np
 
+from loadtests.overhead.contestants import MODEL_PATH
 from loadtests.replay.client import open_session
 from loadtests.replay.drive import Clock, MonotonicClock, Turn, drive
 from loadtests.replay.plan import COMPLETIONS, Lengths, Planned, Planner
@@ -60,18 +61,36 @@ class Words:
         """
         self._words = np.array(words, object)
 
+    @classmethod
+    def of_model(cls) -> "Words":
+        """Those that are one token each to the replicas' tokenizer."""
+        from prompt.assets import resolve_model_path
+        from replica.simulated.load import words_of
+        from replica.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.load(resolve_model_path(MODEL_PATH))
+        return cls([tokenizer.decode([token]) for token in words_of(tokenizer)])
+
     def text(self, ids: "array[int]") -> str:
         found = self._words[mixed(np.frombuffer(ids, np.uint32)) % np.uint32(len(self._words))]
         return "".join(found.tolist())
 
 
-def plan_of(requests: Iterable[SimRequest], words: Words) -> list[Planned]:
-    """Their bodies; the first is due at once."""
+def plan_of(
+    requests: Iterable[SimRequest], words: Words, *, ignore_eos: bool = False
+) -> list[Planned]:
+    """Their bodies; the first is due at once.
+
+    Args:
+        ignore_eos: Answers are as long as they are simulated to be, whatever the model says.
+    """
     coming = iter(requests)
     first = next(coming, None)
     if first is None:
         return []
-    planner = Planner(model=MODEL, path=COMPLETIONS, lengths=Lengths(), writer=words)
+    planner = Planner(
+        model=MODEL, path=COMPLETIONS, lengths=Lengths(), writer=words, ignore_eos=ignore_eos
+    )
     return list(planner.plan(chain([first], coming), first.arrival_s))
 
 

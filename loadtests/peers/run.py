@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from loadtests.isolation import isolate
-from loadtests.overhead.contestants import MODEL_PATH, Contestant, is_called, take_part
+from loadtests.overhead.contestants import Contestant, is_called, take_part
 from loadtests.overhead.process_tree import cpu_s
 from loadtests.overhead.processes import NotStarted, Running
 from loadtests.peers.contestants import CONTESTANTS
@@ -132,7 +132,7 @@ def loads_of(chosen: argparse.Namespace) -> list[Load]:
     Raises:
         OSError, TraceError, WorkloadError, ValueError: a load cannot be read or made.
     """
-    words = _words()
+    words = Words.of_model()
     return [
         Load(name=Path(one).stem, plan=plan_of(_requests(one, chosen), words))
         for one in chosen.loads
@@ -146,16 +146,6 @@ def _requests(name: str, chosen: argparse.Namespace) -> Iterable[SimRequest]:
             workload, seed=chosen.seed, requests_per_s=chosen.rate, count=chosen.requests
         )
     return mooncake.read(Path(name), limit=chosen.requests, speedup=chosen.speedup)
-
-
-def _words() -> Words:
-    """Words that are one token each to the replicas' tokenizer."""
-    from prompt.assets import resolve_model_path
-    from replica.simulated.load import words_of
-    from replica.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.load(resolve_model_path(MODEL_PATH))
-    return Words([tokenizer.decode([token]) for token in words_of(tokenizer)])
 
 
 def compare(
@@ -175,7 +165,7 @@ def compare(
     context = min(PRESETS[device.preset].cache_tokens, most + 8192)
     with tempfile.TemporaryDirectory(prefix="bench-peers-") as folder, ExitStack() as stack:
         directory = Path(folder)
-        fleet = start_fleet(stack, directory, replicas, device, context)
+        fleet = start_fleet(stack, directory, replicas, device.engine, context)
         for number, (load, one) in enumerate(itertools.product(loads, present)):
             say(f"{load.name}: {one.name}")
             try:

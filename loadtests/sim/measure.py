@@ -84,7 +84,21 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--config", type=Path, help="a replica's; default: the embedded model")
     chosen = parser.parse_args(arguments)
-    runner, limits = _load(chosen.config)
+    timing, off = _measured(chosen.config)
+    for name, value in structs.asdict(timing).items():
+        print(f"{name:<12} {value:.3e}")
+    print(f"{len(off)} steps; off by {off[len(off) // 2]:.0%} in the median, {off[-1]:.0%} at most")
+    return 0
+
+
+def measured_timing(config: Path | None = None) -> Timing:
+    """Of a replica's configuration; None: of the embedded model on one core."""
+    return _measured(config)[0]
+
+
+def _measured(config: Path | None) -> tuple[Timing, list[float]]:
+    """The timing, and how far off it is of each step."""
+    runner, limits = _load(config)
     plans = list(
         steps(
             tokens_max=limits[0],
@@ -96,13 +110,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     measured = measure(runner, plans)
     timing = fit(measured)
-    off = errors(timing, plans, measured)
-    for name, value in structs.asdict(timing).items():
-        print(f"{name:<12} {value:.3e}")
-    print(
-        f"{len(plans)} steps; off by {off[len(off) // 2]:.0%} in the median, {off[-1]:.0%} at most"
-    )
-    return 0
+    return timing, errors(timing, plans, measured)
 
 
 def _load(config: Path | None) -> tuple[ModelRunner, tuple[int, int]]:
