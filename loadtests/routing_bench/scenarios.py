@@ -24,12 +24,14 @@ PRESET = PRESETS["h100-8b"]
 SLICES = 5
 _TRACE = "trace-"
 _SLOW_TIMES = 3.0
+_HALF_SLOW_TIMES = 2.0
 _LATE_S = 5.0
 
 FAULTS = {
     "one-slow": "agents, and one replica takes three times as long for everything",
     "one-late": "agents, and the events of one replica come 5 s late",
     "one-restarts": "agents, and one replica restarts empty in the middle",
+    "half-slow": "agents, and half of the replicas take twice as long and cache half as much",
 }
 _FAULTS_ON = "agents"
 
@@ -55,12 +57,15 @@ class Scenario:
         return generate(build(self.base), seed=seed, requests_per_s=requests_per_s, count=count)
 
     def specs(self, *, replicas: int, blocks: int, duration_s: float) -> list[ReplicaSpec]:
-        """The fleet, its one faulty replica first.
+        """The fleet, its one faulty replica first, or its slower half last.
 
         Args:
             duration_s: Of the arrivals.
         """
         usual = ReplicaSpec(preset=PRESET, block_size=BLOCK_SIZE, cache_blocks=blocks)
+        if self.name == "half-slow":
+            old = replace(usual, slowness=_HALF_SLOW_TIMES, cache_blocks=blocks // 2)
+            return [usual] * (replicas - replicas // 2) + [old] * (replicas // 2)
         first = {
             "one-slow": replace(usual, slowness=_SLOW_TIMES),
             "one-late": replace(usual, event_delay_s=_LATE_S),

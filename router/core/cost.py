@@ -12,8 +12,11 @@ from statistics import median
 
 from router.core.fading_line import FADE, TRUSTED_SAMPLES, FadingLine
 from router.core.ids import ReplicaId
-from router.core.prefill_speed import ALIKE_FACTOR, PrefillSpeed
+from router.core.prefill_speed import PrefillSpeed
 
+# Fits of decode steps that differ by no more than this factor are taken as the same speed: equal
+# replicas under load differ by that much for a while.
+ALIKE_FACTOR = 2.0
 # Fits are compared up to so many deviations above the mean of what was seen: where the slope shows.
 FAR_DEVIATIONS = 2.0
 # Nothing is computed in less: the clock stood still, or what came was no answer.

@@ -10,9 +10,9 @@ computed over the time it took, in whatever order.
       |------------------------|-----------|                      |
          busy: both prompts, and a step each   idle: not counted
 
-A replica is as fast as the fleet as long as its pace is not clearly another: noise between equal
-replicas would outweigh what a warm cache saves, and what seems slow gets little to show that it is
-not.
+A replica is as fast as the fleet as long as its pace is not clearly another: equal ones shall be
+equal, so that between them what is cached decides. Beside the median of a fleet with two kinds of
+replicas both are another.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,9 @@ from router.core.attention import ContextWeight
 from router.core.fading_line import FADE, TRUSTED_SAMPLES, FadingLine
 from router.core.ids import ReplicaId
 
-# Paces that differ by no more than this factor are taken as the same.
-ALIKE_FACTOR = 2.0
+# Paces that differ by no more than this factor are taken as the same: those of equal replicas are
+# within a tenth of each other, within a half where they are full.
+ALIKE_FACTOR = 1.25
 # Of the line's overhead: first tokens closer together than this come out of the same step.
 SAME_STEP_SHARE = 0.125
 # Keeps a rate finite where a fit finds no slope.
