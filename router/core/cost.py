@@ -137,6 +137,11 @@ class CostModel:
         self._prefill.computed(replica, tokens, pairs, seconds)
         self._observed()
 
+    def correct_computed(self, replica: ReplicaId, tokens: float, pairs: float) -> None:
+        """For a first token observed lately so much more, or less, was computed than was said."""
+        if replica in self._learned:
+            self._prefill.correct(replica, tokens, pairs)
+
     def observe_decode(self, replica: ReplicaId, running: int, step_s: float) -> None:
         """A token came `step_s` after the one before it, with `running` sequences there."""
         if step_s < COMPUTED_S_MIN:

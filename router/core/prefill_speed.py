@@ -49,6 +49,10 @@ class _Pace:
         self.pairs = self.pairs * FADE + pairs
         self.steps = self.steps * FADE + steps
 
+    def correct(self, tokens: float, pairs: float) -> None:
+        self.tokens = max(0.0, self.tokens + tokens)
+        self.pairs = max(0.0, self.pairs + pairs)
+
 
 class PrefillSpeed:
     """What was learned of one model's replicas."""
@@ -96,6 +100,10 @@ class PrefillSpeed:
         """So long after it began, or after the first token before, this one came."""
         steps = int(seconds > self.overhead_s * SAME_STEP_SHARE)
         self._paces[replica].computed(tokens, pairs, steps, seconds)
+
+    def correct(self, replica: ReplicaId, tokens: float, pairs: float) -> None:
+        """So much more, or less, was computed of late than was said."""
+        self._paces[replica].correct(tokens, pairs)
 
     def compare(self) -> None:
         """Find out who is slower or faster than the others."""

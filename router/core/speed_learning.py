@@ -9,7 +9,8 @@ def learn_first_token(cost: CostModel, lease: Lease, first_token_s: float) -> No
     """A first token came: what its replica did since the one before.
 
     Where enough is known, the time to it is learned from at the end of its answer, whose usage says
-    what was cached; the first ones at once, for anything is better than nothing.
+    what was cached; the first ones at once, for anything is better than nothing. What the replica
+    did is taken at once, and corrected then.
     """
     replica = lease.replica.id
     tokens, pairs = lease.uncached_tokens, lease.prefill_pairs
@@ -44,11 +45,14 @@ def learn_speed(
         cost.observe_output(completion_tokens)
     if first_token_s is None:
         return
+    tokens, pairs = lease.uncached_tokens, lease.prefill_pairs
+    if cached_tokens is not None:
+        tokens = max(0, prompt_tokens - cached_tokens)
+        pairs = attention_pairs(cached_tokens, tokens)
+    if lease.busy_s is not None:
+        more = (tokens - lease.uncached_tokens, pairs - lease.prefill_pairs)
+        cost.correct_computed(replica, *more)
     if lease.alone and not lease.taught:
-        tokens, pairs = lease.uncached_tokens, lease.prefill_pairs
-        if cached_tokens is not None:
-            tokens = max(0, prompt_tokens - cached_tokens)
-            pairs = attention_pairs(cached_tokens, tokens)
         cost.observe_first_token(replica, tokens, pairs, first_token_s)
     steps = (completion_tokens or 0) - 1
     if steps > 0 and lease.first_byte_at is not None:

@@ -94,6 +94,21 @@ def test_a_busy_replica_shows_its_pace_though_nobody_finds_it_idle() -> None:
     assert cost.rates("d").prefill_tokens_per_s == pytest.approx(333.0, rel=0.25)
 
 
+def test_what_was_cached_after_all_makes_nobody_fast() -> None:
+    """Half of what "a" was thought to compute it had; its answers' usage says so later."""
+    cost, rng = CostModel(), Random(1)
+    for name in "abc":
+        teach(cost, name, 1_000.0, 0.001, rng, count=20)
+    for _ in range(100):
+        cost.observe_computed("a", 2_000, 0, 1.0)
+        cost.correct_computed("a", -1_000, 0)
+        for name in "bc":
+            cost.observe_computed(name, 1_000, 0, 1.0)
+    assert cost.rates("a") == cost.rates("b") == cost.rates("c")
+    cost.correct_computed("nobody", 1, 1)
+    cost.check()
+
+
 def test_first_tokens_out_of_one_step_share_it() -> None:
     """One answers eight short prompts a step, the others one long one."""
     cost, rng = CostModel(), Random(1)
