@@ -20,7 +20,7 @@ import msgspec
 from loadtests.overhead.processes import NotStarted, Running
 from loadtests.peers.contestants import CONTESTANTS
 from loadtests.peers.fleet import BLOCK_SIZE, Fleet, FleetFailed, start_fleet
-from loadtests.peers.load import Answered, Words, offer, plan_of
+from loadtests.peers.load import FIRST_CHAT, Answered, Words, offer, plan_of
 from loadtests.provenance import commit, machine, say
 from loadtests.sim.measure import measured_timing
 from loadtests.sim.ours import Ours
@@ -29,7 +29,6 @@ from loadtests.sim.request import SimRequest
 from loadtests.sim.workloads.registry import build
 from loadtests.sim.workloads.workload import generate
 from loadtests.sim.world import ReplicaSpec, Served, simulate
-from loadtests.stand_in import MODEL
 from loadtests.workloads import quantile
 from replica.core.timing import Preset, Timing
 
@@ -43,9 +42,6 @@ _REPLICAS = 2
 _CACHE_BLOCKS = 256
 _BATCHED_TOKENS, _RUNNING = 512, 32
 _CONTEXT = 4096
-_FIRST = msgspec.json.encode(
-    {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
-)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     chosen = parser.parse_args(arguments)
     say("measuring steps")
     timing = measured_timing()
+    words = Words.of_model()
     rows = []
     try:
         with (
@@ -97,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
                 requests = list(
                     generate(workload, seed=chosen.seed, requests_per_s=rate, count=chosen.requests)
                 )
-                real = _real(requests, fleet, directory / f"router-{number}")
+                real = _real(requests, words, fleet, directory / f"router-{number}")
                 rows.append(_row(rate, real, simulated(requests, timing, chosen.seed)))
     except (FleetFailed, NotStarted, AnswerFailed) as error:
         say(f"bench-validation: {error}")
@@ -119,13 +116,15 @@ class AnswerFailed(Exception):
     """A real request was not answered: says how."""
 
 
-def _real(requests: Sequence[SimRequest], fleet: Fleet, directory: Path) -> list[Answered]:
+def _real(
+    requests: Sequence[SimRequest], words: Words, fleet: Fleet, directory: Path
+) -> list[Answered]:
     """Raises FleetFailed, NotStarted, AnswerFailed."""
     fleet.empty()
-    plan = plan_of(requests, Words.of_model(), ignore_eos=True)
+    plan = plan_of(requests, words, ignore_eos=True)
     with ExitStack() as stack:
         router = Running(stack, CONTESTANTS[0], directory, fleet.ports)
-        router.wait_until_answering(_FIRST)
+        router.wait_until_answering(FIRST_CHAT)
         answers = asyncio.run(offer(f"http://127.0.0.1:{router.port}", plan))
     for answer in answers:
         if answer.error is not None:

@@ -26,6 +26,10 @@ _DONE = b"[DONE]"
 _TAIL_BYTES = 4096
 _REFUSAL_BYTES = 300
 ANSWER_TIMEOUT_S = 300.0
+# What a router is asked until it answers.
+FIRST_CHAT = msgspec.json.encode(
+    {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+)
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True):

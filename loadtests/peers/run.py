@@ -25,7 +25,7 @@ from loadtests.overhead.process_tree import cpu_s
 from loadtests.overhead.processes import NotStarted, Running
 from loadtests.peers.contestants import CONTESTANTS
 from loadtests.peers.fleet import Device, Fleet, FleetFailed, start_fleet
-from loadtests.peers.load import Words, offer, plan_of
+from loadtests.peers.load import FIRST_CHAT, Words, offer, plan_of
 from loadtests.peers.report import Row, lines_of, row_of
 from loadtests.provenance import commit, machine, say
 from loadtests.replay.plan import Planned
@@ -33,14 +33,10 @@ from loadtests.sim import mooncake
 from loadtests.sim.request import SimRequest
 from loadtests.sim.workloads.registry import WORKLOADS, build
 from loadtests.sim.workloads.workload import WorkloadError, generate
-from loadtests.stand_in import MODEL
 from replica.core.timing import PRESETS
 
 _MODULE = "loadtests.peers.run"
 _ALONE = "--alone"
-_FIRST_CHAT = msgspec.json.encode(
-    {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
-)
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,7 +176,7 @@ def _measure(contestant: Contestant, load: Load, fleet: Fleet, directory: Path) 
     fleet.empty()
     with ExitStack() as stack:
         router = Running(stack, contestant, directory, fleet.ports)
-        router.wait_until_answering(_FIRST_CHAT)
+        router.wait_until_answering(FIRST_CHAT)
         before_s = cpu_s(router.pid)
         answers = asyncio.run(offer(f"http://127.0.0.1:{router.port}", load.plan))
         took_s = cpu_s(router.pid) - before_s

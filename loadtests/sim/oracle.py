@@ -33,8 +33,7 @@ from loadtests.sim.router import Load, ReplicaFacts
 from loadtests.sim.seeing import Coming
 from protocol.kv_events import KvEvent
 from replica.core.block_hash import BlockKey, block_keys
-from router.core.demand import Demand
-from router.core.prefix_aware import FLEET_SHARE
+from router.core.demand import Demand, delays_per_s2
 
 AHEAD_S = 1.0
 _AHEAD_MAX = 12
@@ -79,7 +78,9 @@ class Oracle:
         ahead = islice(self._coming.until(now + AHEAD_S), _AHEAD_MAX - 1)
         asked = [self._asked(one, outlooks) for one in (request, *ahead)]
         hit_share = self._found_tokens / self._tokens
-        plan = _Plan(outlooks, asked, self._delays(now), hit_share, self._block_size, now)
+        plan = _Plan(
+            outlooks, asked, delays_per_s2(self._demands, now), hit_share, self._block_size, now
+        )
         replica = plan.best()[0]
         cached = asked[0].cached[replica] * self._block_size
         uncached = len(request.prompt) - cached
@@ -90,12 +91,6 @@ class Oracle:
         self._uncached[request.number] = uncached
         self._planned[replica].update(key.hash for key in asked[0].keys)
         return replica
-
-    def _delays(self, now: float) -> list[float]:
-        """What a second of work behind a backlog of one costs those to come, of each replica."""
-        own = [one.delayed_per_s2(now) for one in self._demands]
-        of_all = FLEET_SHARE * sum(own) / len(own)
-        return [(1.0 - FLEET_SHARE) * one + of_all for one in own]
 
     def _asked(self, request: SimRequest, outlooks: Sequence[Outlook]) -> _Asked:
         keys = self._keys_of(request)

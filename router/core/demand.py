@@ -14,6 +14,7 @@ with what comes anew for a share ρ of its time, a backlog lasts 1 / (1 - ρ) ti
 Source: the busy period of an M/G/1 queue (Kleinrock, Queueing Systems I, 1975, §5.8 to 5.9).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # What happened so long ago counts half.
@@ -24,6 +25,10 @@ SECONDS_MIN = 5.0
 STRETCH_MAX = 5.0
 # Reckoned anew when something came, and at least so often: every choice asks every replica.
 REFRESH_S = 1.0
+# How far what comes to a replica is taken to be what comes to all: its own rate alone is noise, in
+# which long prompts choose by who had few requests of late; the fleet's alone is no news of who
+# has to bear a hot prefix.
+FLEET_SHARE = 0.2
 
 
 @dataclass(slots=True)
@@ -70,3 +75,10 @@ class Demand:
         assert self._seconds >= 0.0
         assert self._requests >= 0.0
         assert self._work_s >= 0.0
+
+
+def delays_per_s2(demands: Sequence[Demand], now: float) -> list[float]:
+    """`delayed_per_s2` of each replica of a fleet, in part the fleet's mean; there is one."""
+    own = [one.delayed_per_s2(now) for one in demands]
+    fleet = FLEET_SHARE * sum(own) / len(own)
+    return [(1.0 - FLEET_SHARE) * one + fleet for one in own]

@@ -59,8 +59,7 @@ class LeaseBoard:
 
     def others(self) -> Iterator[tuple[ReplicaId, tuple[int, int, int, int]]]:
         """What the other workers together have in flight, of replicas where that has changed since
-        the last call: (running, pending prefill tokens and pairs,
-        occupied tokens)."""
+        the last call: (running, pending prefill tokens and pairs, occupied tokens)."""
         now = self._rows.sum(axis=0) - self._own.reshape(-1, _CELLS)
         changed = (now != self._seen).any(axis=1).nonzero()[0]
         self._seen = now

@@ -42,6 +42,7 @@ from hashlib import blake2b
 from random import Random
 from zlib import crc32
 
+from router.core.demand import delays_per_s2
 from router.core.ids import ReplicaId
 from router.core.policy import (
     EMPTY_MATCH,
@@ -57,10 +58,6 @@ from router.core.prefix_tree import Confirmed
 
 NEAR_TIE_TOKENS = 64
 NEAR_TIE_PROMPT_SHARE = 0.5
-# How far what comes to a replica is taken to be what comes to all: its own rate alone is noise, in
-# which long prompts choose by who had few requests of late; the fleet's alone is no news of who
-# has to bear a hot prefix.
-FLEET_SHARE = 0.2
 # Enough to tell prompts apart, little enough to hash in a microsecond.
 RENDEZVOUS_BYTES = 1024
 _new_tuple = tuple.__new__
@@ -100,9 +97,8 @@ class PrefixAware:
         nothing = split_prompt(query, routable[0], EMPTY_MATCH)
         splits: dict[tuple[Confirmed | None, int, int], PromptSplit] = {}
         terms = []
-        delays = [one.demand.delayed_per_s2(now) for one in routable]
-        fleet_delay = FLEET_SHARE * sum(delays) / len(delays)
-        for replica, own_delay in zip(routable, delays, strict=True):
+        delays = delays_per_s2([one.demand for one in routable], now)
+        for replica, delay in zip(routable, delays, strict=True):
             name, rates = replica.id, replica.rates
             split = nothing
             if name in confirmed or name in predicted:
@@ -134,7 +130,6 @@ class PrefixAware:
             step_s = rates.decode_base_s + rates.decode_slope_s * (1.5 * running + 1.0)
             decode = output * step_s * self.decode_weight
             room = (computed * s_per_token + attention) * room_share
-            delay = (1.0 - FLEET_SHARE) * own_delay + fleet_delay
             room += delay * prefill * (wait + 0.5 * prefill)
             prefill += rates.overhead_s
             if capacity is not None:

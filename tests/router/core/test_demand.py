@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.core.cost import Rates
 from router.core.demand import MEMORY_S, SECONDS_MIN, STRETCH_MAX, Demand
 from router.core.fleet import Fleet, Replica
 from router.core.lease_board import LeaseBoard, board_bytes
 from router.core.states import State
+from tests.support.rates import round_rates
 
 
 def steady(requests_per_s: float, work_s: float, *, seconds: int = 200) -> tuple[Demand, float]:
@@ -61,13 +61,7 @@ def test_it_is_a_finite_number_whatever_comes_and_whatever_clocks_say(
 
 def test_what_comes_to_other_workers_counts_by_what_they_have_in_flight() -> None:
     def fleet(board: LeaseBoard | None) -> Fleet:
-        rates = Rates(
-            prefill_s_per_token=1e-3,
-            prefill_s_per_pair=0.0,
-            overhead_s=0.01,
-            decode_base_s=0.02,
-            decode_slope_s=0.0005,
-        )
+        rates = round_rates()
         made = Fleet(board)
         made.add(Replica(id="r0", rates=rates, state=State.READY))
         return made

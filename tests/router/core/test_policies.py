@@ -12,26 +12,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.core.cost import Rates
+from router.core.demand import FLEET_SHARE
 from router.core.fleet import Fleet, Replica
 from router.core.policies import POLICIES, UnknownPolicy, make_policy
 from router.core.policy import Decision, NoReplica, RouteQuery
-from router.core.prefix_aware import FLEET_SHARE, PrefixAware
+from router.core.prefix_aware import PrefixAware
 from router.core.prefix_tree import Confirmed, Match, PrefixTree
 from router.core.states import State
+from tests.support.rates import round_rates
 
 BLOCK = 16
 BYTES_PER_TOKEN = 4
 
 
 def replica(name: str, **fields: object) -> Replica:
-    rates = Rates(
-        prefill_s_per_token=1e-3,
-        prefill_s_per_pair=0.0,
-        overhead_s=0.01,
-        decode_base_s=0.02,
-        decode_slope_s=0.0005,
-    )
+    rates = round_rates()
     return Replica(**{"id": name, "rates": rates, "state": State.READY, **fields})  # type: ignore[arg-type]
 
 
