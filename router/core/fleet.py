@@ -14,7 +14,7 @@ from router.core.attention import attention_pairs
 from router.core.cost import Rates
 from router.core.demand import Demand
 from router.core.ids import ReplicaId
-from router.core.lease_board import LeaseBoard
+from router.core.lease_board import InFlight, LeaseBoard
 from router.core.states import State, StateEvent, after
 from router.core.targets import Targets
 
@@ -40,13 +40,14 @@ class Replica:
         trust: How far its events are to be believed, 0 to 1: less while they are not followed.
         pending_prefill_tokens: Uncached prompt tokens of our leases before their first byte.
         pending_prefill_pairs: What attention has to look at for them (`router.core.attention`).
-        head_tokens, head_pairs: Of these, those of the oldest such lease: what it computes now.
-        busy_since: When it began to, as far as we can tell: when that lease was taken, or the
-            first byte before came.
+        begun_tokens, begun_pairs: Those that waited when its step began: a step computes prompts
+            together.
+        busy_since: When that was, as far as we can tell: when the first of them came, or with the
+            first byte before.
         running: Our leases.
         occupied_tokens: KV cache our leases take until they end: prompts and expected answers.
-        other_running, other_prefill_tokens, other_prefill_pairs, other_occupied_tokens: The same
-            of the router's other workers.
+        other_running, other_prefills, other_prefill_tokens, other_prefill_pairs,
+            other_occupied_tokens: The same of the router's other workers.
         demand: What has come to it of late: of all workers, as far as we can tell.
     """
 
@@ -60,31 +61,39 @@ class Replica:
     trust: float = 1.0
     pending_prefill_tokens: int = 0
     pending_prefill_pairs: int = 0
-    head_tokens: int = 0
-    head_pairs: int = 0
+    begun_tokens: int = 0
+    begun_pairs: int = 0
     busy_since: float = 0.0
     running: int = 0
     occupied_tokens: int = 0
     other_running: int = 0
+    other_prefills: int = 0
     other_prefill_tokens: int = 0
     other_prefill_pairs: int = 0
     other_occupied_tokens: int = 0
     demand: Demand = field(default_factory=Demand)
     _pending: dict[Lease, None] = field(default_factory=dict, repr=False)
 
+    @property
+    def prefills(self) -> int:
+        """Leases whose prompt is not computed."""
+        return len(self._pending) + self.other_prefills
+
     def backlog_s(self, now: float) -> float:
-        """Seconds until all that waits for its prefill is computed: what is done of the oldest
-        prompt counts no more."""
+        """Seconds until all that waits for its prefill is computed, less what is done of the step
+        that runs: no more of it than what waited when it began."""
         tokens = self.pending_prefill_tokens + self.other_prefill_tokens
         if not tokens:
             return 0.0
-        per_token, per_pair = self.rates.prefill_s_per_token, self.rates.prefill_s_per_pair
-        seconds = tokens * per_token
+        rates = self.rates
+        per_token, per_pair = rates.prefill_s_per_token, rates.prefill_s_per_pair
+        seconds = rates.overhead_s + tokens * per_token
         seconds += (self.pending_prefill_pairs + self.other_prefill_pairs) * per_pair
-        if not self.head_tokens:
+        if not self._pending:
             return seconds
-        head_s = self.head_tokens * per_token + self.head_pairs * per_pair
-        return seconds - min(head_s, max(0.0, now - self.busy_since))
+        step_s = rates.overhead_s + min(self.begun_tokens, self.pending_prefill_tokens) * per_token
+        step_s += min(self.begun_pairs, self.pending_prefill_pairs) * per_pair
+        return seconds - min(step_s, max(0.0, now - self.busy_since))
 
     def _prefills(self, lease: Lease) -> None:
         """Its prompt is to be computed, after those that are already."""
@@ -92,7 +101,7 @@ class Replica:
         self.pending_prefill_pairs += lease.prefill_pairs
         self._pending[lease] = None
         if len(self._pending) == 1:
-            self._begins(lease, lease.taken_at)
+            self._begins(lease.taken_at)
 
     def _prefilled(self, lease: Lease, now: float, *, known: bool) -> None:
         """It is, or will never be.
@@ -107,12 +116,12 @@ class Replica:
         if known and not self.other_prefill_tokens:
             lease.busy_s = now - self.busy_since
         if known or was_head:
-            self._begins(next(iter(self._pending), None), now)
+            self._begins(now)
 
-    def _begins(self, head: Lease | None, now: float) -> None:
-        """From now on it computes this one's prompt."""
-        self.head_tokens = 0 if head is None else head.uncached_tokens
-        self.head_pairs = 0 if head is None else head.prefill_pairs
+    def _begins(self, now: float) -> None:
+        """From now on it computes all that waits."""
+        self.begun_tokens = self.pending_prefill_tokens
+        self.begun_pairs = self.pending_prefill_pairs
         self.busy_since = now
 
 
@@ -318,8 +327,10 @@ class Fleet:
             return
         for replica, others in self._board.others():
             found = self._replicas[replica]
-            found.other_running, found.other_prefill_tokens, found.other_prefill_pairs = others[:3]
-            found.other_occupied_tokens = others[3]
+            found.other_running, found.other_prefills = others.running, others.prefills
+            found.other_prefill_tokens = others.prefill_tokens
+            found.other_prefill_pairs = others.prefill_pairs
+            found.other_occupied_tokens = others.occupied_tokens
 
     def _forget_lease(self, lease: Lease) -> None:
         self._leases.remove(lease)
@@ -329,10 +340,13 @@ class Fleet:
         if self._board is not None:
             self._board.show(
                 replica.id,
-                replica.running,
-                replica.pending_prefill_tokens,
-                replica.pending_prefill_pairs,
-                replica.occupied_tokens,
+                InFlight(
+                    replica.running,
+                    len(replica._pending),
+                    replica.pending_prefill_tokens,
+                    replica.pending_prefill_pairs,
+                    replica.occupied_tokens,
+                ),
             )
 
     def _sort(self) -> None:
@@ -357,9 +371,7 @@ class Fleet:
             assert replica.pending_prefill_tokens == tokens[replica], "until its first byte"
             assert replica.pending_prefill_pairs == pairs[replica], "until its first byte"
             assert replica.occupied_tokens == occupied[replica], "until it ends"
-            head = next(iter(replica._pending), None)
-            assert replica.head_tokens == (0 if head is None else head.uncached_tokens)
-            assert replica.head_pairs == (0 if head is None else head.prefill_pairs)
+            assert replica.begun_tokens >= 0 <= replica.begun_pairs
             assert 0.0 <= replica.trust <= 1.0, "trust is a share"
             replica.demand.check()
         self.targets.check()

@@ -1,10 +1,8 @@
 """What every worker of a router has in flight at a model's replicas, in memory they all share.
 
                  r0              r1
-    worker 0     four numbers    four numbers        written by worker 0 alone
-    worker 1     four numbers    four numbers        written by worker 1 alone
-
-                 running leases, pending prefill tokens and pairs, occupied tokens
+    worker 0     in flight       in flight       written by worker 0 alone
+    worker 1     in flight       in flight       written by worker 1 alone
 
 A worker writes its own row whenever it takes or ends a lease, and reads the others' before it
 chooses: so load is exact across workers without a message between them. Rows hold totals, not
@@ -13,13 +11,32 @@ its row is cleared. Each cell is 8 bytes, aligned: it is never seen half written
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from router.core.ids import ReplicaId
 
-_CELLS = 4
 _CELL_BYTES = 8
+
+
+class InFlight(NamedTuple):
+    """At one replica: a cell each.
+
+    Attributes:
+        prefills, prefill_tokens, prefill_pairs: Leases before their first byte, the uncached tokens
+            of their prompts, and what attention has to look at for them.
+        occupied_tokens: KV cache that leases take until they end.
+    """
+
+    running: int
+    prefills: int
+    prefill_tokens: int
+    prefill_pairs: int
+    occupied_tokens: int
+
+
+_CELLS = len(InFlight._fields)
 
 
 class LeaseBoard:
@@ -42,30 +59,20 @@ class LeaseBoard:
         self._columns = {replica: _CELLS * at for at, replica in enumerate(replicas)}
         self._seen = np.zeros(shape[1:], np.int64)
 
-    def show(
-        self,
-        replica: ReplicaId,
-        running: int,
-        pending_prefill_tokens: int,
-        pending_prefill_pairs: int,
-        occupied_tokens: int,
-    ) -> None:
+    def show(self, replica: ReplicaId, in_flight: InFlight) -> None:
         """This worker now has so much in flight there."""
         column = self._columns[replica]
-        self._cell[column] = running
-        self._cell[column + 1] = pending_prefill_tokens
-        self._cell[column + 2] = pending_prefill_pairs
-        self._cell[column + 3] = occupied_tokens
+        for at, number in enumerate(in_flight, start=column):
+            self._cell[at] = number
 
-    def others(self) -> Iterator[tuple[ReplicaId, tuple[int, int, int, int]]]:
+    def others(self) -> Iterator[tuple[ReplicaId, InFlight]]:
         """What the other workers together have in flight, of replicas where that has changed since
-        the last call: (running, pending prefill tokens and pairs, occupied tokens)."""
+        the last call."""
         now = self._rows.sum(axis=0) - self._own.reshape(-1, _CELLS)
         changed = (now != self._seen).any(axis=1).nonzero()[0]
         self._seen = now
         for at in changed.tolist():
-            running, tokens, pairs, occupied = now[at].tolist()
-            yield self._replicas[at], (running, tokens, pairs, occupied)
+            yield self._replicas[at], InFlight(*now[at].tolist())
 
     def check(self) -> None:
         """Assert what must always hold."""

@@ -7,9 +7,10 @@
               a fraction of an uncached one
     decode    the answer's steps beside those that run, and how much it slows those down: a share
               of it, since a second spread over an answer is felt less than one before it
-    room      what it costs others: those who will come while its backlog and itself are computed
+    room      what it costs others: those who wait there, for a step computes prompts together;
+              those who will come while its backlog and itself are computed
               (`router.core.demand`: the more, the longer the backlog and the more come there, as
-              of late and, for a share, as to the fleet's others),
+              of late and, for a share, as to the fleet's others);
               a share of its prefill, and what it pushes out of a full cache
     target    of a request that has one for its first token (`router.core.targets`): its own wait
               and prefill count more or less than others' seconds do, and a chance to miss the
@@ -130,7 +131,7 @@ class PrefixAware:
             step_s = rates.decode_base_s + rates.decode_slope_s * (1.5 * running + 1.0)
             decode = output * step_s * self.decode_weight
             room = (computed * s_per_token + attention) * room_share
-            room += delay * prefill * (wait + 0.5 * prefill)
+            room += prefill * (replica.prefills + delay * (wait + 0.5 * prefill))
             prefill += rates.overhead_s
             if capacity is not None:
                 added = uncached + output

@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from router.core.cost import CostModel
 from router.core.fleet import Fleet, Lease, Replica
-from router.core.lease_board import LeaseBoard, board_bytes, clear_row
+from router.core.lease_board import InFlight, LeaseBoard, board_bytes, clear_row
 
 REPLICAS = ["r0", "r1", "r2"]
 WORKERS = 3
@@ -60,6 +60,7 @@ class WorkersShareABoard(RuleBasedStateMachine):
     @invariant()
     def all_see_the_same(self) -> None:
         running = dict.fromkeys(REPLICAS, 0)
+        prefills = dict.fromkeys(REPLICAS, 0)
         pending = dict.fromkeys(REPLICAS, 0)
         pairs = dict.fromkeys(REPLICAS, 0)
         occupied = dict.fromkeys(REPLICAS, 0)
@@ -67,6 +68,7 @@ class WorkersShareABoard(RuleBasedStateMachine):
             running[lease.replica.id] += 1
             occupied[lease.replica.id] += lease.occupied_tokens
             if lease.first_byte_at is None:
+                prefills[lease.replica.id] += 1
                 pending[lease.replica.id] += lease.uncached_tokens
                 pairs[lease.replica.id] += lease.prefill_pairs
         for fleet in self.fleets:
@@ -74,6 +76,7 @@ class WorkersShareABoard(RuleBasedStateMachine):
             fleet.check()
             for one in fleet.replicas:
                 assert one.running + one.other_running == running[one.id]
+                assert one.prefills == prefills[one.id]
                 assert one.pending_prefill_tokens + one.other_prefill_tokens == pending[one.id]
                 assert one.pending_prefill_pairs + one.other_prefill_pairs == pairs[one.id]
                 assert one.occupied_tokens + one.other_occupied_tokens == occupied[one.id]
@@ -87,12 +90,14 @@ def test_only_what_changed_is_told() -> None:
     memory = memoryview(bytearray(board_bytes(2, 3)))
     mine = LeaseBoard(memory, REPLICAS, workers=2, worker=0)
     other = LeaseBoard(memory, REPLICAS, workers=2, worker=1)
-    mine.show("r0", 1, 10, 50, 100)
+    little = InFlight(1, 1, 10, 50, 100)
+    much = InFlight(3, 2, 30, 450, 300)
+    mine.show("r0", little)
     assert list(mine.others()) == []
-    other.show("r2", 3, 30, 450, 300)
-    assert list(mine.others()) == [("r2", (3, 30, 450, 300))]
+    other.show("r2", much)
+    assert list(mine.others()) == [("r2", much)]
     assert list(mine.others()) == []
-    assert list(other.others()) == [("r0", (1, 10, 50, 100))]
+    assert list(other.others()) == [("r0", little)]
     mine.check()
 
 

@@ -144,8 +144,8 @@ def test_the_more_requests_come_elsewhere_the_longer_a_cached_prefix_is_waited_f
     assert waits[0] < waits[1] < waits[2]
 
 
-def test_what_delays_the_others_is_work_behind_a_backlog() -> None:
-    busy = replica("busy", other_prefill_tokens=2_000)
+def test_what_delays_the_others_is_work_beside_theirs_and_behind_a_backlog() -> None:
+    busy = replica("busy", other_prefill_tokens=2_000, other_prefills=3)
     fleet = fleet_of(busy)
     fleet.lease("busy", 100, 1, now=0.0).release(now=0.0)
     query = RouteQuery(prompt=b"p" * 4000, expected_output_tokens=1, now=1.0)
@@ -153,7 +153,8 @@ def test_what_delays_the_others_is_work_behind_a_backlog() -> None:
     computed_s = 1_000 * 1e-3
     delayed = busy.demand.delayed_per_s2(1.0)
     share = (PrefixAware().uncached_weight - 1.0) * computed_s
-    assert terms.room == pytest.approx(share + delayed * computed_s * (2.0 + computed_s / 2))
+    behind_s = delayed * (busy.backlog_s(1.0) + computed_s / 2)
+    assert terms.room == pytest.approx(share + computed_s * (3 + behind_s))
 
 
 def test_what_comes_to_the_fleet_counts_at_each_replica_for_a_share() -> None:

@@ -107,7 +107,8 @@ def test_a_lease_counts_its_prompt_until_the_first_byte_and_itself_until_release
     fleet.lease("a", 50, 10.0, now=0.0)
     lease = fleet.lease("a", 100, 10.0, now=0.0)
     rates = fleet["a"].rates
-    assert lease.expected_first_token_s == pytest.approx(rates.prefill_s(150, 50 * 25 + 100 * 50))
+    two_steps_s = rates.overhead_s + rates.prefill_s(150, 50 * 25 + 100 * 50)
+    assert lease.expected_first_token_s == pytest.approx(two_steps_s)
     assert (fleet["a"].pending_prefill_tokens, fleet["a"].running) == (150, 2)
     assert lease.first_byte(now=0.5) == 0.5
     assert lease.first_byte(now=0.6) is None
@@ -129,25 +130,28 @@ def test_a_lease_occupies_prompt_and_answer_until_it_ends() -> None:
     assert fleet["a"].occupied_tokens == 0
 
 
-def test_what_is_done_of_the_oldest_prompt_is_not_ahead_of_the_next_one() -> None:
+def test_what_a_step_has_done_of_its_prompts_is_not_ahead_of_the_next_one() -> None:
     fleet = fleet_of("a")
     one = fleet["a"]
-    token_s = one.rates.prefill_s_per_token
+    token_s, step_s = one.rates.prefill_s_per_token, one.rates.overhead_s
     first = fleet.lease("a", 1000, 1.0, now=10.0)
     second = fleet.lease("a", 600, 1.0, now=10.0)
     third = fleet.lease("a", 100, 1.0, now=10.0)
-    assert one.backlog_s(10.0) == pytest.approx(1700 * token_s)
-    assert one.backlog_s(10.0 + 400 * token_s) == pytest.approx(1300 * token_s)
-    assert one.backlog_s(99.0) == pytest.approx(700 * token_s), "it is late, but one prompt"
+    assert one.backlog_s(10.0) == pytest.approx(step_s + 1700 * token_s)
+    assert one.backlog_s(10.0 + 400 * token_s) == pytest.approx(step_s + 1300 * token_s)
+    assert one.backlog_s(99.0) == pytest.approx(700 * token_s), "others came when it had begun"
     third.first_byte(now=99.0)  # the oldest one was overtaken
-    assert one.backlog_s(99.0) == pytest.approx(1600 * token_s)
-    first.first_byte(now=100.0)
-    assert one.backlog_s(100.0) == pytest.approx(600 * token_s), "the next one has only begun"
-    later = 100.0 + 200 * token_s
+    assert one.backlog_s(99.0) == pytest.approx(step_s + 1600 * token_s), "a step begins"
+    later = 99.0 + 1600 * token_s
+    assert one.backlog_s(later) == pytest.approx(step_s), "with both of them"
+    assert one.backlog_s(200.0) == 0.0
     fourth = fleet.lease("a", 50, 1.0, now=later)
-    assert fourth.expected_first_token_s == pytest.approx(one.rates.overhead_s + 450 * token_s)
+    assert fourth.expected_first_token_s == pytest.approx(2 * step_s + 50 * token_s)
+    assert one.backlog_s(200.0) == pytest.approx(50 * token_s)
+    first.first_byte(now=100.0)
+    assert one.backlog_s(100.0) == pytest.approx(step_s + 650 * token_s)
     second.release(now=101.0)
-    assert one.backlog_s(101.0) == pytest.approx(50 * token_s)
+    assert one.backlog_s(101.0) == pytest.approx(step_s + 50 * token_s)
     fleet.check()
 
 
