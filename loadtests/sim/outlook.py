@@ -76,13 +76,13 @@ def outlook(replica: SimReplica, uncached_tokens: Mapping[int, int], now: float)
     decoding = held = tokens = 0
     pairs = 0.0
     for one in scheduler._running:
-        left = one.num_tokens - one.num_computed
+        left = one.num_unplanned  # what the step that runs computes is done when it ends
         if left <= 1:
             decoding += 1
             held += one.num_tokens
         else:
             tokens += left
-            pairs += left * (one.num_computed + (left + 1) / 2)
+            pairs += left * (one.num_planned + (left + 1) / 2)
     wanted = 0
     for one in scheduler._waiting:
         left = min(one.num_tokens, uncached_tokens[one.request.sequence_id])
