@@ -7,7 +7,6 @@ each in a fresh process; who gives one wrong answer stops the benchmark.
 """
 
 import argparse
-import datetime
 import os
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from loadtests.index_bench.report import (
 )
 from loadtests.index_bench.words import load_speech
 from loadtests.peer_environment import NotInstalled
-from loadtests.provenance import commit, machine, say
+from loadtests.provenance import say, write_results
 
 ROOT = Path(__file__).parents[1]
 SEED = 1
@@ -126,9 +125,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(line)
     if chosen.json:
         results: dict[str, Any] = {
-            "date": datetime.date.today().isoformat(),
-            "commit": commit(),
-            "machine": machine(),
             "data": [contest.facts for contest in contests],
             "ours": OURS,
             "absent": absent,
@@ -142,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ],
             "inside": inside,
         }
-        chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
+        write_results(chosen.json, results)
     return 0
 
 

@@ -7,7 +7,6 @@ of its own that has nothing but loopback: some peers try to reach the world when
 """
 
 import argparse
-import datetime
 import json
 import resource
 import sys
@@ -46,7 +45,7 @@ from loadtests.overhead.report import (
     unasked_line,
 )
 from loadtests.overhead.scores import Score
-from loadtests.provenance import commit, machine, say
+from loadtests.provenance import say, write_results
 
 _FILES_WANTED = 30_000
 _QUICK_SCALE = ((2, 1), (8, 1), (2, 2))
@@ -94,9 +93,6 @@ def main(arguments: Sequence[str], *, isolated: bool = True) -> int:
     if chosen.rounds is not None:
         amount = msgspec.structs.replace(amount, rounds=chosen.rounds)
     results: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "machine": machine(),
         "amount": amount,
         "event_batches_per_s": EVENT_BATCHES_PER_S,
     }
@@ -107,7 +103,7 @@ def main(arguments: Sequence[str], *, isolated: bool = True) -> int:
     else:
         results |= compare(amount, present, absent)
     if chosen.json:
-        chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
+        write_results(chosen.json, results)
     return 0
 
 

@@ -7,20 +7,17 @@ medians, in one process, of rounds that take turns: the machine may be doing oth
 
 import argparse
 import json
-import platform
 import random
 import re
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import tokenizers
 
+from loadtests.provenance import write_results
 from prompt.assets import PromptAssets, prompt_assets_of, resolve_model_path
 from prompt.chat_template import ChatTemplate
 from prompt.messages import template_messages
@@ -238,17 +235,7 @@ def main() -> None:
     for name, value in replica.items():
         print(f"  {name:<20}{value:>9}")
     if chosen.json is not None:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        )
-        report = {
-            "date": date.today().isoformat(),
-            "commit": commit.stdout.strip(),
-            "machine": f"{platform.machine()}, Python {platform.python_version()}",
-            "router, µs": results,
-            "replica": replica,
-        }
-        chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+        write_results(chosen.json, {"router, µs": results, "replica": replica})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ simulator answers it with the same schedulers, caches and policy.
 
 import argparse
 import asyncio
-import datetime
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from loadtests.overhead.processes import NotStarted, Running
 from loadtests.peers.contestants import CONTESTANTS
 from loadtests.peers.fleet import BLOCK_SIZE, Fleet, FleetFailed, start_fleet
 from loadtests.peers.load import FIRST_CHAT, Answered, Words, offer, plan_of
-from loadtests.provenance import commit, machine, say
+from loadtests.provenance import say, write_results
 from loadtests.sim.measure import measured_timing
 from loadtests.sim.ours import Ours
 from loadtests.sim.report import markdown
@@ -102,13 +101,10 @@ def main(arguments: Sequence[str]) -> int:
     print("\n".join(lines_of(rows)))
     if chosen.json:
         results = {
-            "date": datetime.date.today().isoformat(),
-            "commit": commit(),
-            "machine": machine(),
             "timing": timing,
             "rows": rows,
         }
-        chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
+        write_results(chosen.json, results)
     return 0
 
 

@@ -4,7 +4,11 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
+
+import msgspec
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +35,13 @@ def machine() -> str:
         f"{model.partition(':')[2].strip()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB; "
         f"Python {platform.python_version()}"
     )
+
+
+def write_results(path: Path, results: Mapping[str, object]) -> None:
+    """As JSON, after the day, the commit and the machine."""
+    about = {"date": date.today().isoformat(), "commit": commit(), "machine": machine()}
+    encoded = msgspec.json.encode({**about, **results})
+    path.write_bytes(msgspec.json.format(encoded, indent=2) + b"\n")
 
 
 def say(line: str) -> None:

@@ -7,7 +7,6 @@ root may, all runs in a network of its own that has nothing but loopback.
 
 import argparse
 import asyncio
-import datetime
 import itertools
 import json
 import sys
@@ -27,7 +26,7 @@ from loadtests.peers.contestants import CONTESTANTS
 from loadtests.peers.fleet import Device, Fleet, FleetFailed, start_fleet
 from loadtests.peers.load import FIRST_CHAT, Words, offer, plan_of
 from loadtests.peers.report import Row, lines_of, row_of
-from loadtests.provenance import commit, machine, say
+from loadtests.provenance import say, write_results
 from loadtests.replay.plan import Planned
 from loadtests.sim import mooncake
 from loadtests.sim.request import SimRequest
@@ -78,16 +77,13 @@ def main(arguments: Sequence[str], *, isolated: bool = True) -> int:
     print("\n".join(lines_of(rows, absent)))
     if chosen.json:
         results: dict[str, Any] = {
-            "date": datetime.date.today().isoformat(),
-            "commit": commit(),
-            "machine": machine(),
             "arguments": [one for one in arguments if one != _ALONE and not one.startswith("{")],
             "replicas": chosen.replicas,
             "device": device,
             "absent": absent,
             "rows": rows,
         }
-        chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
+        write_results(chosen.json, results)
     return 0
 
 
