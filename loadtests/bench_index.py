@@ -31,9 +31,8 @@ from loadtests.index_bench.report import (
 )
 from loadtests.index_bench.words import load_speech
 from loadtests.peer_environment import NotInstalled
-from loadtests.provenance import say, write_results
+from loadtests.provenance import ROOT, say, write_results
 
-ROOT = Path(__file__).parents[1]
 SEED = 1
 CHILD_TIMEOUT_S = 600
 _LENGTHS, _QUESTIONS = (1024, 16_384, 131_072), (200, 200, 30)

@@ -85,6 +85,7 @@ class Replica:
         tokens = self.pending_prefill_tokens + self.other_prefill_tokens
         if not tokens:
             return 0.0
+        # The same as two calls of Rates.prefill_s, in less time: every choice asks every replica.
         rates = self.rates
         per_token, per_pair = rates.prefill_s_per_token, rates.prefill_s_per_pair
         seconds = rates.overhead_s + tokens * per_token
@@ -371,7 +372,9 @@ class Fleet:
             assert replica.pending_prefill_tokens == tokens[replica], "until its first byte"
             assert replica.pending_prefill_pairs == pairs[replica], "until its first byte"
             assert replica.occupied_tokens == occupied[replica], "until it ends"
-            assert replica.begun_tokens >= 0 <= replica.begun_pairs
+            begun = (replica.begun_tokens, replica.begun_pairs)
+            assert min(begun) >= 0
+            assert replica._pending or not any(begun), "where nothing waits nothing has begun"
             assert 0.0 <= replica.trust <= 1.0, "trust is a share"
             replica.demand.check()
         self.targets.check()

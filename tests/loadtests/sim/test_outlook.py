@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Callable
 from heapq import heappop, heappush
+from itertools import count
 
 import pytest
 
@@ -19,12 +20,13 @@ class Clock:
 
     def __init__(self) -> None:
         self.first_tokens_s: dict[int, float] = {}
+        order = count()  # what is due at the same time is called in turn
         self._due: list[tuple[float, int, Callable[[float], None]]] = []
         self.replica = SimReplica(
             preset=PRESET,
             block_size=16,
             cache_blocks=10_000,
-            at=lambda when, then: heappush(self._due, (when, len(self._due), then)),
+            at=lambda when, then: heappush(self._due, (when, next(order), then)),
             outcomes=self._outcome,
             published=lambda events, now: None,
         )
