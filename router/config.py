@@ -313,7 +313,8 @@ class PredictionConfig(_Section, frozen=True, kw_only=True):
     """How long the router believes that a prompt it just routed is (being) cached.
 
     ttl_s: At most this long without a word from the replica.
-    grace_s: This long after the first byte, by which time its KV events have arrived.
+    grace_s: This long after the first byte, by which time its KV events have arrived; longer at a
+        replica whose events are seen to take longer.
     without_events_ttl_s: For replicas that send no KV events, where belief is all there is: at
         most this long after a prompt was last used, if nothing pushes it out before.
     """

@@ -19,6 +19,7 @@ from router.core.answer_scan import AnswerUsage
 from router.core.believed_cache import BelievedCache
 from router.core.cached_reports import CachedReports
 from router.core.cost import CostModel
+from router.core.event_delay import probe_end
 from router.core.fleet import Fleet, Lease, Replica
 from router.core.ids import Namespace, ReplicaId
 from router.core.kv_index import KvIndex
@@ -170,7 +171,8 @@ class ServedModel:
             self.fleet.assume_first_byte(lease, now + lease.expected_first_token_s)
         routed = None
         if text:
-            routed = self._predictions.routed(decision.replica, namespace, text, now)
+            end = self._probe_end(text, decision)
+            routed = self._predictions.routed(decision.replica, namespace, text, now, end)
         return ReplicaAssignment(
             self,
             self._pools[decision.replica],
@@ -179,6 +181,16 @@ class ServedModel:
             routed,
             held_elsewhere_tokens=self._held_elsewhere_tokens(match, decision.replica),
             streaming=streaming,
+        )
+
+    def _probe_end(self, prompt: bytes, decision: Decision) -> int:
+        if len(self.cache_ids(decision.replica)) > 1:
+            return 0  # predictions do not know the rank that will answer
+        return probe_end(
+            len(prompt),
+            decision.uncached_tokens,
+            self.fleet[decision.replica].block_size,
+            self.cost.bytes_per_token,
         )
 
     def _held_elsewhere_tokens(self, match: Match, chosen: ReplicaId) -> int:
@@ -208,6 +220,10 @@ class ServedModel:
     def cache_ids(self, replica: ReplicaId) -> list[str]:
         """The names of its caches in the index: one for each data-parallel rank, usually one."""
         return self._event_caches.cache_ids([replica])
+
+    def event_delay_s(self, replica: ReplicaId) -> float:
+        """How long after a first token its KV events come, as far as was seen."""
+        return self._predictions.event_delay_s(replica)
 
     def apply(self, replica: ReplicaId, event: StateEvent, now: float) -> None:
         """Something was learned of a replica's health."""

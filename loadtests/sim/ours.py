@@ -9,6 +9,7 @@ from prompt.vocabulary import IdVocabulary
 from protocol.kv_events import KvEvent
 from router.config import PredictionConfig
 from router.core.cost import CostModel
+from router.core.event_delay import probe_end
 from router.core.fleet import Fleet, Lease, Replica
 from router.core.kv_index import KvIndex
 from router.core.policies import make_policy
@@ -84,7 +85,13 @@ class Ours:
             now,
             matched_tokens=decision.matched_tokens,
         )
-        routed = self._predictions.routed(decision.replica, (), text, now)
+        end = probe_end(
+            len(text),
+            decision.uncached_tokens,
+            self._fleet[decision.replica].block_size,
+            self._cost.bytes_per_token,
+        )
+        routed = self._predictions.routed(decision.replica, (), text, now, end)
         self._under_way[request.number] = (lease, routed, None)
         return self._numbers[decision.replica]
 

@@ -110,6 +110,7 @@ def _replica(model: ServedModel, replica: Replica) -> dict[str, Any]:
         "prefill_tokens_per_s": replica.rates.prefill_tokens_per_s,
         "overhead_s": replica.rates.overhead_s,
         "decode_step_s": replica.rates.decode_base_s + replica.rates.decode_slope_s,
+        "event_delay_s": model.event_delay_s(replica.id),
         "events": _events(model, replica.id),
         "further_ranks": [_events(model, one) for one in model.cache_ids(replica.id)[1:]],
         "load_report": None if report is None else msgspec.structs.asdict(report),

@@ -40,3 +40,13 @@ async def test_the_ranks_of_a_replica_are_one_to_policies() -> None:
     model.events_changed(ranks[1], statuses[1])
     assert replica.trust == pytest.approx(statuses[1].trust(now), rel=0.01)
     assert replica.trust < 1.0
+
+
+@pytest.mark.parametrize(("ranks", "probed"), [(1, True), (2, False)])
+async def test_a_replica_with_one_cache_is_probed_for_its_events_delay(
+    ranks: int, probed: bool
+) -> None:
+    model = served(events=True, ranks=ranks)
+    routed = assign(model, b"all of this is new. " * 50).routed
+    assert routed is not None
+    assert (routed.probe_end > 0) is probed

@@ -41,6 +41,7 @@ async def test_replicas_decisions_and_metrics_are_shown() -> None:
             assert shown["events_skipped"] == {"unknown_type": 1}
             assert (replica["state"], replica["leases"]) == ("ready", 0)
             assert replica["cached_tokens"] == {"device": 16, "host": 16, "disk": 0}
+            assert replica["event_delay_s"] == 0.0
             assert replica["events"]["gaps"] == 3
             assert replica["events"]["malformed"] == {"rank": 2}
             assert 0.9 < replica["events"]["trust"] < 1
