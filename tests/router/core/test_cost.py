@@ -94,6 +94,42 @@ def test_a_busy_replica_shows_its_pace_though_nobody_finds_it_idle() -> None:
     assert cost.rates("d").prefill_tokens_per_s == pytest.approx(333.0, rel=0.25)
 
 
+@pytest.mark.parametrize(("slowness", "believed"), [(3.0, 3.0), (0.25, 0.25), (2.0, 1.0)])
+def test_the_first_sample_of_a_replica_tells_only_what_is_clear(
+    slowness: float, believed: float
+) -> None:
+    cost, rng = CostModel(), Random(1)
+    for name in "abc":
+        teach(cost, name, 1_000.0, 0.001, rng, count=20)
+        for _ in range(20):
+            cost.observe_computed(name, 2_000, 0, 2.0)
+    cost.rates("new")
+    cost.observe_computed("new", 2_000, 0, 2.0 * slowness)
+    for _ in range(4):  # as many as it takes to be published
+        cost.observe_computed("a", 2_000, 0, 2.0)
+    usual, found = cost.rates("a").prefill_tokens_per_s, cost.rates("new").prefill_tokens_per_s
+    assert usual / found == pytest.approx(believed, rel=0.1)
+
+
+def test_who_seemed_slow_and_got_nothing_since_is_tried_again() -> None:
+    cost, rng = CostModel(), Random(1)
+    for name in "abcd":
+        teach(cost, name, 1_000.0, 0.001, rng, count=20)
+    cost.observe_computed("d", 2_000, 0, 100.0)  # it stalled
+    slower = []
+    for _ in range(400):
+        for name in "abc":
+            cost.observe_computed(name, 2_000, 0, 2.0)
+        rates = cost.rates("a"), cost.rates("d")
+        slower.append(rates[1].prefill_s_per_token / rates[0].prefill_s_per_token)
+    assert slower[0] > 3.0
+    assert slower[-1] == 1.0
+    # What it shows then counts more than what is forgotten.
+    for _ in range(10):
+        cost.observe_computed("d", 2_000, 0, 6.0)
+    assert cost.rates("d").prefill_tokens_per_s == pytest.approx(333.0, rel=0.25)
+
+
 def test_what_was_cached_after_all_makes_nobody_fast() -> None:
     """Half of what "a" was thought to compute it had; its answers' usage says so later."""
     cost, rng = CostModel(), Random(1)
