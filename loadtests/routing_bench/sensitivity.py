@@ -19,7 +19,15 @@ from router.core.policies import make_policy
 
 MODULES = tuple(
     f"router.core.{name}"
-    for name in ("prefix_aware", "demand", "cost", "prefill_speed", "attention", "fading_line")
+    for name in (
+        "prefix_aware",
+        "demand",
+        "cost",
+        "prefill_speed",
+        "attention",
+        "fading_line",
+        "event_delay",
+    )
 )
 FACTORS = (0.5, 2.0)
 _TIMES = " × "

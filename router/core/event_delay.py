@@ -15,14 +15,14 @@ from router.core.chains import Prediction
 from router.core.ids import Namespace, ReplicaId
 from router.core.prefix_tree import PrefixTree
 
-_MARGIN_BLOCKS = 3
+MARGIN_BLOCKS = 3
 """A probe ends so far before its prompt: the last block may be partial, its bytes are estimated."""
 
-_EVERY_S = 1.0
-_MEMORY = 0.75
+PROBE_EVERY_S = 1.0
+MEMORY = 0.75
 """Of a longer delay, after each shorter one."""
 
-_SLACK = 2.0
+SLACK = 2.0
 """Events may come so many times later than they have yet."""
 
 
@@ -32,9 +32,9 @@ def probe_end(
     """The byte of a prompt up to which a probe of it would go; 0: too little of it is new."""
     block_bytes = block_size * bytes_per_token
     new_bytes = uncached_tokens * bytes_per_token
-    if new_bytes < (_MARGIN_BLOCKS + 1) * block_bytes:
+    if new_bytes < (MARGIN_BLOCKS + 1) * block_bytes:
         return 0
-    return max(0, prompt_bytes - int(_MARGIN_BLOCKS * block_bytes))
+    return max(0, prompt_bytes - int(MARGIN_BLOCKS * block_bytes))
 
 
 class _Probe(NamedTuple):
@@ -67,7 +67,7 @@ class EventDelay:
     ) -> None:
         """A prompt is computed, of which a probe could go up to byte `end`."""
         since_s = now - self._probed_at
-        if since_s < _EVERY_S:
+        if since_s < PROBE_EVERY_S:
             return
         self.look(now)
         if self._waiting and since_s < self._probed_at - self._waiting[0].computed_at:
@@ -84,7 +84,7 @@ class EventDelay:
         """A prediction ends so long after its prompt is computed, if nothing confirms it."""
         self.look(now)
         waited_s = now - self._waiting[0].computed_at if self._waiting else 0.0
-        return min(self._ttl_s, max(self._grace_s, _SLACK * max(self.delay_s, waited_s)))
+        return min(self._ttl_s, max(self._grace_s, SLACK * max(self.delay_s, waited_s)))
 
     def look(self, now: float) -> None:
         """Which probes are confirmed by now: often, or the delay seems longer."""
@@ -100,4 +100,4 @@ class EventDelay:
                 return
 
     def _came_after(self, delay_s: float) -> None:
-        self.delay_s = max(delay_s, _MEMORY * self.delay_s)
+        self.delay_s = max(delay_s, MEMORY * self.delay_s)
