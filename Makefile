@@ -81,7 +81,7 @@ bench-validation: $(VENV)/.installed ## real replicas beside the simulator: the 
 bench-prompt: $(VENV)/.installed ## from a request's body to the decision, stage by stage
 	@$(BIN)/python -m loadtests.bench_prompt
 
-bench-routing: $(VENV)/.installed ## routing policies beside an oracle, in virtual time: tables and a verdict (3 h)
+bench-routing: $(VENV)/.installed ## routing policies beside an oracle, in virtual time: tables and a verdict (5 h on two cores)
 	@$(BIN)/python -m loadtests.routing_bench $(ARGS)
 
 bench-stack: $(VENV)/.installed ## TTFT cold and warm, tokens/s at 1 and 16 concurrent
