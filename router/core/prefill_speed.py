@@ -17,6 +17,7 @@ of replicas both are another.
 """
 
 from dataclasses import dataclass
+from math import exp2
 from statistics import median
 
 from router.core.attention import ContextWeight
@@ -142,4 +143,4 @@ class PrefillSpeed:
     def _remembered(self, pace: _Pace) -> float:
         """The share of what is known of it that is not too old."""
         idle = (self._samples - pace.seen) / len(self._paces)
-        return 0.5 ** (idle / IDLE_SAMPLES)
+        return exp2(-idle / IDLE_SAMPLES)
