@@ -304,7 +304,7 @@ class ServedModel:
             if replica in self._believed:
                 self._show_believed(replica)
         elif outcome == Outcome.CLIENT_GONE and replica not in self._believed:
-            self._predictions.computed(assignment.routed, now)  # its events tell how far it came
+            self._predictions.left(assignment.routed, now)
         else:
             self._predictions.failed(assignment.routed)
 

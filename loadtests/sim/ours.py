@@ -88,7 +88,7 @@ class Ours:
         end = probe_end(
             len(text),
             decision.uncached_tokens,
-            self._fleet[decision.replica].block_size,
+            lease.replica.block_size,
             self._cost.bytes_per_token,
         )
         routed = self._predictions.routed(decision.replica, (), text, now, end)

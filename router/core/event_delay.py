@@ -49,23 +49,24 @@ class EventDelay:
         delay_s: From a prompt's first token to the events that say it is cached, as last seen.
     """
 
-    def __init__(self, tree: PrefixTree, *, grace_s: float, ttl_s: float) -> None:
+    def __init__(
+        self, tree: PrefixTree, replica: ReplicaId, *, grace_s: float, ttl_s: float
+    ) -> None:
         """
         Args:
             grace_s: How long events are always waited for.
             ttl_s: How long at most.
         """
         self._tree = tree
+        self._replica = replica
         self._grace_s = grace_s
         self._ttl_s = ttl_s
         self.delay_s = 0.0
         self._waiting: list[_Probe] = []
         self._probed_at = float("-inf")
 
-    def computed(
-        self, replica: ReplicaId, namespace: Namespace, prompt: bytes, end: int, now: float
-    ) -> None:
-        """A prompt is computed, of which a probe could go up to byte `end`."""
+    def computed(self, namespace: Namespace, prompt: bytes, end: int, now: float) -> None:
+        """A prompt was computed just now, of which a probe could go up to byte `end`."""
         since_s = now - self._probed_at
         if since_s < PROBE_EVERY_S:
             return
@@ -73,11 +74,11 @@ class EventDelay:
         if self._waiting and since_s < self._probed_at - self._waiting[0].computed_at:
             return
         self._probed_at = now
-        confirmed = self._tree.match(namespace, prompt).confirmed.get(replica)
+        confirmed = self._tree.match(namespace, prompt).confirmed.get(self._replica)
         if confirmed is not None and confirmed.end >= end:
             self._came_after(0.0)
             return
-        prediction = self._tree.predict(namespace, prompt[:end], replica)
+        prediction = self._tree.predict(namespace, prompt[:end], self._replica)
         self._waiting.append(_Probe(now, prediction))
 
     def grace_s(self, now: float) -> float:

@@ -88,17 +88,20 @@ class Predictions:
         return RoutedPrompt(replica, namespace, prompt, prediction, 0, probe_end)
 
     def computed(self, routed: RoutedPrompt, now: float) -> None:
-        """The replica has computed it: its events, if it sends any, are on their way."""
-        replica = routed.replica
-        if replica in self._believed:
+        """The replica has computed it just now: its events, if it sends any, are on their way."""
+        if routed.replica in self._believed:
             return
-        delay = self._delays.get(replica)
-        if delay is None:
-            delay = EventDelay(self._tree, grace_s=self._grace_s, ttl_s=self._ttl_s)
-            self._delays[replica] = delay
         if routed.probe_end:
-            delay.computed(replica, routed.namespace, routed.prompt, routed.probe_end, now)
-        self._end(now + delay.grace_s(now), replica, routed.prediction, now)
+            delay = self._delay(routed.replica)
+            delay.computed(routed.namespace, routed.prompt, routed.probe_end, now)
+        self.left(routed, now)
+
+    def left(self, routed: RoutedPrompt, now: float) -> None:
+        """Nothing more will be heard of it but events, if the replica sends any: they tell how far
+        it came."""
+        if routed.replica not in self._believed:
+            at = now + self._delay(routed.replica).grace_s(now)
+            self._end(at, routed.replica, routed.prediction, now)
 
     def answered(
         self,
@@ -113,7 +116,7 @@ class Predictions:
         """The replica has answered it, or at least begun to; the numbers are its usage's."""
         cache = self._believed.get(routed.replica)
         if cache is None:
-            self.computed(routed, now)
+            self.left(routed, now)
             return
         answer = AnsweredPrompt(
             prompt=routed.prompt,
@@ -155,11 +158,18 @@ class Predictions:
         for cache in self._believed.values():
             self._drop(cache.expire(now))
 
+    def _delay(self, replica: ReplicaId) -> EventDelay:
+        delay = self._delays.get(replica)
+        if delay is None:
+            delay = EventDelay(self._tree, replica, grace_s=self._grace_s, ttl_s=self._ttl_s)
+            self._delays[replica] = delay
+        return delay
+
     def _end_of(self, ending: _Ending, now: float) -> float:
         """When it is over, as far as is known by now of its replica's events."""
         if ending.computed_at is None:
             return ending.at
-        return ending.computed_at + self._delays[ending.replica].grace_s(now)
+        return ending.computed_at + self._delay(ending.replica).grace_s(now)
 
     def _end(
         self, at: float, replica: ReplicaId, prediction: Prediction, computed_at: float | None

@@ -32,8 +32,6 @@ ALIKE_FACTOR = 1.25
 SAME_STEP_SHARE = 0.125
 # Keeps a rate finite where a fit finds no slope.
 SECONDS_PER_TOKEN_MIN = 1e-9
-
-
 # What is known of a replica counts half after so many samples of each other one, and none of it:
 # who seemed slow once is tried again.
 IDLE_SAMPLES = 16

@@ -18,10 +18,10 @@ class Replica:
         self.tree = PrefixTree()
         self.predictions = Predictions(self.tree, {}, ttl_s=TTL_S, grace_s=GRACE_S)
 
-    def computes(self, number: int, now: float) -> bytes:
-        prompt = prompt_of(number)
-        self.predictions.computed(self._routed(prompt, now), now)
-        return prompt
+    def computes(self, number: int, now: float) -> RoutedPrompt:
+        routed = self._routed(prompt_of(number), now)
+        self.predictions.computed(routed, now)
+        return routed
 
     def _routed(self, prompt: bytes, now: float) -> RoutedPrompt:
         end = probe_end(len(prompt), len(prompt), BLOCK, 1.0)
@@ -82,6 +82,25 @@ def test_what_events_have_not_confirmed_yet_stays_predicted_until_they_do() -> N
     replica.computes(10, 30.5)
     assert replica.is_predicted(10, 30.5 + 7.0)
     assert not replica.is_predicted(10, 30.5 + 11.0)
+
+
+def test_the_end_of_an_answer_tells_nothing_of_the_delay() -> None:
+    """By then the events have come, however late."""
+    replica = Replica()
+    first, second = replica.computes(0, 0.0), replica.computes(1, 0.5)
+    replica.events_say(0, 5.0)
+    replica.events_say(1, 5.5)
+    for routed in (first, second):
+        for ended_at in (8.0, 10.0):
+            replica.predictions.answered(
+                routed,
+                prompt_tokens=PROMPT_BYTES,
+                completion_tokens=1,
+                cached_tokens=0,
+                bytes_per_token=1.0,
+                now=ended_at,
+            )
+    assert replica.predictions.event_delay_s("r") == pytest.approx(5.0, abs=0.1)
 
 
 def test_a_replica_whose_events_are_in_time_again_is_believed_to_be() -> None:
