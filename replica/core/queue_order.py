@@ -1,4 +1,4 @@
-"""In which order waiting sequences are admitted: a small interface, and first come first served."""
+"""In which order prompts are computed: a small interface, and first come first served."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ def arrival_of(sequence: Sequence) -> int:
 
 
 class QueueOrder(Protocol):
-    """The sequences that wait, and which of them is next."""
+    """The sequences that wait, which is next, and how urgent it is beside prompts that run."""
 
     def add(self, sequence: Sequence) -> None:
         """It waits from now on: it is new, or was preempted."""
@@ -29,6 +29,10 @@ class QueueOrder(Protocol):
         Args:
             now: Seconds, on the clock of `Sequence.arrived_s`.
         """
+        ...
+
+    def urgency(self, sequence: Sequence, now: float) -> float:
+        """Of one that waits, or of a prompt that runs and is not computed yet: lower is first."""
         ...
 
     def reserve(self, sequence: Sequence) -> None:
@@ -57,6 +61,9 @@ class FirstComeFirstServed:
 
     def candidates(self, now: float) -> Iterator[Sequence]:
         return undisturbed(self._waiting)
+
+    def urgency(self, sequence: Sequence, now: float) -> float:
+        return sequence.arrival
 
     def reserve(self, sequence: Sequence) -> None:
         """The oldest is the next one anyway."""

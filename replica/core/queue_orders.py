@@ -1,4 +1,4 @@
-"""The orders in which waiting sequences are admitted, by the names configurations give them."""
+"""The orders in which prompts are computed, by the names configurations give them."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal

@@ -6,7 +6,9 @@ Of the sequences that wait, the next is the one with the highest ratio
 
 A warm request has little work and goes ahead of cold ones of its age; a cold one's ratio grows
 while it waits. A rate of tokens a second is not needed: ratios are in the order of waited / work,
-in seconds a token. Source: Brinch Hansen 1971, Short-term scheduling in multiprogramming systems.
+in seconds a token. A prompt that runs competes with those that wait, by what is left of it: so what
+is short passes the rest of what is long, and what is nearly done is done first. Source: Brinch
+Hansen 1971, Short-term scheduling in multiprogramming systems.
 
 Sequences wait in buckets by the logarithm of their work, in each by arrival:
 
@@ -26,22 +28,24 @@ Rules:
    step: the heads, then newcomers, then the others in turn. One not looked at yet counts as cold.
 
 Nobody starves as long as the queue is bounded (`max_waiting_sequences`). Let at most N sequences
-wait, and t be how long all that have started take to end: nobody new waits longer than t for the
-next admission. Let one of work W have waited for T. Whoever is chosen over it has half its ratio at
-least, and a token of work at least, so has waited T / 2W at least. Hence whoever is chosen within
-the next T / 2W is waiting already; but of those there are N - 1, and they last for N · t. So it is
-the next one before T exceeds about 2 · W · N · t, and is then admitted within t, as nobody passes.
-In practice others have thousands of tokens of work, not one, and the bound is lower by as much.
+wait or run, and t be how long all that have started take to end: nobody new waits longer than t for
+the next admission. Let one with work W left have waited for T. Whoever is computed before it has
+half its ratio at least, and a token of work at least, so has waited T / 2W at least. Hence whoever
+is computed before it within the next T / 2W is there already; but of those there are N - 1, and
+they last for N · t. So it is the next one before T exceeds about 2 · W · N · t, and then goes on at
+once if it runs, or is admitted within t, as nobody passes. In practice others have thousands of
+tokens of work, not one, and the bound is lower by as much.
 """
 
 from bisect import insort
 from collections import OrderedDict
 from collections.abc import Iterator
 from heapq import heapify, heappop, heapreplace
+from math import inf
 
 from replica.core.block_pool import BlockPool
 from replica.core.queue_order import arrival_of, check_sorted, take, undisturbed
-from replica.core.sequence import Sequence
+from replica.core.sequence import Sequence, State
 
 _LOOKS = 32
 
@@ -86,13 +90,14 @@ class ResponseRatio:
 
     def candidates(self, now: float) -> Iterator[Sequence]:
         yield from undisturbed(self._preempted)
-        first, self._reserved = self._reserved, None
         if self._pool.free_blocks > self._free_blocks:
-            first = None
+            self._reserved = None
+        first = self._reserved
         if first is not None:
             yield first
+            self._reserved = None
         self._look()
-        heads = [(self._urgency(b[0], now), b[0].arrival, b, 0) for b in self._buckets if b]
+        heads = [(self.urgency(b[0], now), b[0].arrival, b, 0) for b in self._buckets if b]
         heapify(heads)
         while heads:
             _, _, bucket, index = heads[0]
@@ -103,10 +108,19 @@ class ResponseRatio:
                 index += 1
             if index < len(bucket):
                 following = bucket[index]
-                urgency = self._urgency(following, now)
+                urgency = self.urgency(following, now)
                 heapreplace(heads, (urgency, following.arrival, bucket, index))
             else:
                 heappop(heads)
+
+    def urgency(self, sequence: Sequence, now: float) -> float:
+        if sequence.state is State.RUNNING:
+            work = sequence.num_unplanned
+        elif sequence.started_s is None:
+            work = self._work(sequence)
+        else:
+            return -inf
+        return (sequence.arrived_s - now) / work
 
     def reserve(self, sequence: Sequence) -> None:
         self._reserved = sequence if sequence.started_s is None else None
@@ -122,10 +136,6 @@ class ResponseRatio:
     def _work(self, sequence: Sequence) -> int:
         """Tokens that it has yet to compute, at least 1."""
         return sequence.num_tokens - self._hits[sequence] * self._pool.block_size
-
-    def _urgency(self, sequence: Sequence, now: float) -> float:
-        """Lower is more urgent."""
-        return (sequence.arrived_s - now) / self._work(sequence)
 
     def _bucket(self, sequence: Sequence) -> list[Sequence]:
         index = self._work(sequence).bit_length() - 1

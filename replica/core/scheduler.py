@@ -5,17 +5,18 @@ One step, one token budget, prompts and generation mixed:
 1. Sequences that generate get their one token each, oldest first. One that needs a block when none
    is free takes it from the newest running sequence, which is preempted: its blocks go, its tokens
    stay, and it is computed again later (most of it from the cache, if that survives).
-2. Running prompts get the next chunk of what is left of the budget, oldest first.
-3. If nothing was preempted, waiting sequences are admitted while there is budget, in the queue's
-   order (`replica.core.queue_orders`). A sequence is admitted with the blocks of all its tokens, so
-   prompts never run out of memory half-way, and only if every sequence running could still get one
-   more block. One that does not fit holds up those after it.
-4. A sequence whose next uncached block is being computed by another in this step, or in one in
+2. What is left of the budget goes to prompts, the most urgent first (`replica.core.queue_orders`):
+   those that run get the next chunk, and those that wait are admitted, unless somebody was
+   preempted. So a short prompt need not wait until a long one that runs is done.
+3. A sequence is admitted with the blocks of all its tokens, so prompts never run out of memory
+   half-way, and only if every sequence running could still get one more block. One that does not
+   fit holds up those after it that wait.
+4. A sequence whose next uncached block a running prompt computes next, in this step, or in one in
    flight ("pending"), waits a step to find it cached, instead of computing it twice; those after it
    may pass. It does so at most once per block of its own, so that it cannot wait for ever.
 
-The oldest running sequence is never preempted, hence always advances and ends; every order of the
-queue lets everybody be the next one at some time: nobody starves.
+The oldest running sequence is never preempted, and every order lets everybody be the most urgent
+at some time: nobody starves.
 
 A step may be planned while the one before it is in flight: each sequence that generates goes on
 from a token that is not known yet. Should that token end the sequence, its place in the planned
@@ -28,30 +29,18 @@ Source for mixing prompts and generation: Agrawal et al. 2024, Sarathi-Serve, ar
 
 from bisect import insort
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import InitVar, dataclass, field
 
 from protocol.kv_events import BlockStored, KvEvent
 from replica.core.block_pool import BlockPool
+from replica.core.draft import Draft
 from replica.core.limits import Counters, NeverFits, QueueFull, SchedulerLimits
-from replica.core.plan import STEPS_IN_FLIGHT_MAX, SequenceSlice, StepPlan, StepResult
+from replica.core.plan import STEPS_IN_FLIGHT_MAX, StepPlan, StepResult
 from replica.core.queue_order import QueueOrder, arrival_of, take
 from replica.core.queue_orders import QUEUE_ORDERS, QueueOrderName
 from replica.core.sequence import Finish, Sequence, SequenceOutput, SequenceRequest, State
 from replica.core.table_checks import check_tables
-
-
-@dataclass(slots=True)
-class _StepInFlight:
-    """A plan that `apply` has yet to see.
-
-    Attributes:
-        sequences: Of every slice.
-        pending: Names of the blocks it fills.
-    """
-
-    plan: StepPlan
-    sequences: list[Sequence]
-    pending: set[int]
 
 
 @dataclass(slots=True)
@@ -67,9 +56,7 @@ class Scheduler:
     _waiting: QueueOrder = field(init=False)
     _tried: list[Sequence] = field(default_factory=list)  # when somebody was admitted last
     _arrivals: int = 0
-    _in_flight: deque[_StepInFlight] = field(default_factory=deque)
-    # Names of the blocks that the plan being made fills.
-    _pending: set[int] = field(default_factory=set)
+    _in_flight: deque[Draft] = field(default_factory=deque)
 
     def __post_init__(self, queue_order: QueueOrderName) -> None:
         self._waiting = QUEUE_ORDERS[queue_order](self.pool)
@@ -130,27 +117,17 @@ class Scheduler:
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None when there is nothing to do before another is applied."""
         assert len(self._in_flight) < STEPS_IN_FLIGHT_MAX, "too many steps have not been applied"
-        slices: list[SequenceSlice] = []
-        scheduled: list[Sequence] = []
-        budget = self.limits.max_batched_tokens
+        draft = Draft(self.pool.block_size, self.limits.max_batched_tokens)
         preemptions = self.counters.preemptions
         for sequence in list(self._running):
             if sequence.num_unplanned == 1 and self._goes_on(sequence) and self._grow(sequence):
-                slices.append(self._slice(sequence, 1))
-                scheduled.append(sequence)
-                budget -= 1
-        for sequence in self._running:
-            if sequence.num_unplanned > 1 and budget > 0:
-                budget -= self._add_chunk(sequence, budget, slices, scheduled)
-        if self.counters.preemptions == preemptions:
-            self._admit(budget, slices, scheduled, now)
-        if not slices:
-            assert self._in_flight or not self.has_work, "the oldest sequence always advances"
+                draft.add(sequence)
+        self._add_prompts(draft, now, may_admit=self.counters.preemptions == preemptions)
+        if not draft.slices:
+            assert self._in_flight or not self.has_work, "somebody always advances"
             return None
-        plan = StepPlan(slices=slices)
-        self._in_flight.append(_StepInFlight(plan, scheduled, self._pending))
-        self._pending = set()
-        return plan
+        self._in_flight.append(draft)
+        return StepPlan(slices=draft.slices)
 
     def apply(self, result: StepResult, now: float) -> list[SequenceOutput]:
         """Takes in the result of the oldest plan in flight; one output per new token.
@@ -160,10 +137,9 @@ class Scheduler:
         """
         assert self._in_flight, "no step is in flight"
         step = self._in_flight.popleft()
-        slices = step.plan.slices
         self.counters.steps += 1
         outputs = []
-        for part, sequence, token in zip(slices, step.sequences, result.sampled, strict=True):
+        for part, sequence, token in zip(step.slices, step.sequences, result.sampled, strict=True):
             assert (token is None) == (part.sampling is None)
             if sequence.state is State.ENDED:
                 continue  # aborted, or the token before this one was its last
@@ -231,31 +207,51 @@ class Scheduler:
         sequence.findable = self.limits.prefix_cache
         self._waiting.add(sequence)
 
-    def _admit(
-        self, budget: int, slices: list[SequenceSlice], scheduled: list[Sequence], now: float
-    ) -> None:
-        candidates, self._tried = self._waiting.candidates(now), []
-        while budget > 0 and len(self._running) < self.limits.max_running_sequences:
-            if (sequence := next(candidates, None)) is None:
-                return
-            self._tried.append(sequence)
-            hit = self._cached_blocks(sequence)
-            if hit is None:
-                sequence.pending_waits += 1
-                continue
-            needed = self._blocks_for(sequence.num_tokens) - len(hit)
-            free_after = self.pool.free_blocks - self.pool.count_evictable(hit) - needed
-            if free_after < len(self._running):
-                self._waiting.reserve(sequence)
-                return
-            self.pool.acquire(hit, sequence.num_had_blocks)
-            sequence.blocks = hit + self.pool.allocate(needed)
-            self._waiting.remove(sequence)
-            insort(self._running, sequence, key=arrival_of)
-            self._start(sequence, len(hit), now)
-            budget -= self._add_chunk(sequence, budget, slices, scheduled)
+    def _add_prompts(self, draft: Draft, now: float, *, may_admit: bool) -> None:
+        """Shares what is left of the budget among prompts, those that run and those that wait."""
+        running = deque(
+            sorted(
+                (one for one in self._running if one.num_unplanned > 1),
+                key=lambda one: self._waiting.urgency(one, now),
+            )
+        )
+        for prompt in running:
+            draft.will_compute_more(prompt)
+        candidates: Iterator[Sequence] = iter(())
+        if may_admit:
+            candidates, self._tried = self._waiting.candidates(now), []
+        while draft.budget > 0 and len(self._running) < self.limits.max_running_sequences:
+            if (candidate := next(candidates, None)) is None:
+                break
+            urgency = self._waiting.urgency(candidate, now)
+            while running and self._waiting.urgency(running[0], now) <= urgency:
+                draft.add(running.popleft())
+            if draft.budget == 0 or not self._try(candidate, draft, now):
+                break
+        for prompt in running:
+            draft.add(prompt)
 
-    def _cached_blocks(self, sequence: Sequence) -> list[int] | None:
+    def _try(self, sequence: Sequence, draft: Draft, now: float) -> bool:
+        """Admits it, if it need not wait for a block; False: it does not fit."""
+        self._tried.append(sequence)
+        hit = self._cached_blocks(sequence, draft)
+        if hit is None:
+            sequence.pending_waits += 1
+            return True
+        needed = self._blocks_for(sequence.num_tokens) - len(hit)
+        free_after = self.pool.free_blocks - self.pool.count_evictable(hit) - needed
+        if free_after < len(self._running):
+            self._waiting.reserve(sequence)
+            return False
+        self.pool.acquire(hit, sequence.num_had_blocks)
+        sequence.blocks = hit + self.pool.allocate(needed)
+        self._waiting.remove(sequence)
+        insort(self._running, sequence, key=arrival_of)
+        self._start(sequence, len(hit), now)
+        draft.add(sequence)
+        return True
+
+    def _cached_blocks(self, sequence: Sequence, draft: Draft) -> list[int] | None:
         """The blocks of its longest cached prefix; None: wait a step, the next one is pending.
 
         The last token is always left to compute, since its logits are needed.
@@ -268,12 +264,12 @@ class Scheduler:
             block = self.pool.find(key)
             if block is None:
                 may_wait = sequence.pending_waits < full_blocks
-                return None if may_wait and self._is_pending(key.hash) else blocks
+                return None if may_wait and self._is_pending(key.hash, draft) else blocks
             blocks.append(block)
         return blocks
 
-    def _is_pending(self, name: int) -> bool:
-        return name in self._pending or any(name in step.pending for step in self._in_flight)
+    def _is_pending(self, name: int, draft: Draft) -> bool:
+        return any(name in step.pending for step in (draft, *self._in_flight))
 
     def _start(self, sequence: Sequence, hit_blocks: int, now: float) -> None:
         assert not sequence.num_unknown
@@ -291,40 +287,6 @@ class Scheduler:
         if self.limits.prefix_cache:
             self.counters.prefix_queries += sequence.num_prompt_tokens
             self.counters.prefix_hits += hit_tokens
-
-    def _add_chunk(
-        self,
-        sequence: Sequence,
-        budget: int,
-        slices: list[SequenceSlice],
-        scheduled: list[Sequence],
-    ) -> int:
-        """Plans the next tokens of a prompt, at most `budget`; returns how many."""
-        count = min(sequence.num_unplanned, budget)
-        slices.append(self._slice(sequence, count))
-        scheduled.append(sequence)
-        return count
-
-    def _slice(self, sequence: Sequence, count: int) -> SequenceSlice:
-        start, end = sequence.num_planned, sequence.num_planned + count
-        if sequence.findable:
-            known = min(end, sequence.num_tokens)  # an unknown token's block has no name yet
-            first, last = start // self.pool.block_size, known // self.pool.block_size
-            if first < last:
-                keys = sequence.keys(last, self.pool.block_size)
-                self._pending.update(key.hash for key in keys[first:last])
-        sampling = sequence.request.sampling if count == sequence.num_unplanned else None
-        sequence.num_planned = end
-        sequence.num_unknown += sampling is not None
-        kept, sequence.num_kept_blocks = sequence.num_kept_blocks, self._blocks_for(end)
-        return SequenceSlice(
-            sequence_id=sequence.request.sequence_id,
-            token_ids=sequence.token_ids[start:end],
-            start=start,
-            block_table=sequence.blocks[: self._blocks_for(end)],
-            sampling=sampling,
-            num_kept_blocks=kept,
-        )
 
     def _store_full_blocks(self, sequence: Sequence) -> None:
         """Makes the blocks that the last step filled findable."""
@@ -388,11 +350,10 @@ class Scheduler:
             id(one) for one in [*self._running, *self._waiting]
         }
         check_tables(self.pool, self._running, list(self._waiting))
-        assert not self._pending
         unknown = Counter(
             id(sequence)
             for step in self._in_flight
-            for part, sequence in zip(step.plan.slices, step.sequences, strict=True)
+            for part, sequence in zip(step.slices, step.sequences, strict=True)
             if part.sampling is not None
         )
         for sequence in self._sequences.values():
