@@ -78,9 +78,8 @@ class Oracle:
         ahead = islice(self._coming.until(now + AHEAD_S), _AHEAD_MAX - 1)
         asked = [self._asked(one, outlooks) for one in (request, *ahead)]
         hit_share = self._found_tokens / self._tokens
-        plan = _Plan(
-            outlooks, asked, delays_per_s2(self._demands, now), hit_share, self._block_size, now
-        )
+        delays, _ = delays_per_s2(self._demands, now)
+        plan = _Plan(outlooks, asked, delays, hit_share, self._block_size, now)
         replica = plan.best()[0]
         cached = asked[0].cached[replica] * self._block_size
         uncached = len(request.prompt) - cached

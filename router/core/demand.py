@@ -77,8 +77,8 @@ class Demand:
         assert self._work_s >= 0.0
 
 
-def delays_per_s2(demands: Sequence[Demand], now: float) -> list[float]:
-    """`delayed_per_s2` of each replica of a fleet, in part the fleet's mean; there is one."""
+def delays_per_s2(demands: Sequence[Demand], now: float) -> tuple[list[float], float]:
+    """`delayed_per_s2` of each replica of a fleet, in part the fleet's mean; and that mean."""
     own = [one.delayed_per_s2(now) for one in demands]
-    fleet = FLEET_SHARE * sum(own) / len(own)
-    return [(1.0 - FLEET_SHARE) * one + fleet for one in own]
+    mean = sum(own) / len(own)
+    return [one + (mean - one) * FLEET_SHARE for one in own], mean

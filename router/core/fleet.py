@@ -112,11 +112,13 @@ class Replica:
         """
         self.pending_prefill_tokens -= lease.uncached_tokens
         self.pending_prefill_pairs -= lease.prefill_pairs
-        was_head = next(iter(self._pending)) is lease
+        head = next(iter(self._pending))
         del self._pending[lease]
         if known and not self.other_prefill_tokens:
             lease.busy_s = now - self.busy_since
-        if known or was_head:
+        if head is not lease:
+            head.alone = False
+        if known or head is lease:
             self._begins(now)
 
     def _begins(self, now: float) -> None:
@@ -133,7 +135,7 @@ class Lease:
     Attributes:
         uncached_tokens, prefill_pairs: What it makes the replica compute.
         expected_first_token_s: Seconds from then on, if it is served in its turn.
-        alone: Nothing waited for its prefill there when it was taken.
+        alone: Nothing waited for its prefill there when it was taken, and nobody passed it since.
         expected_output_tokens: Our guess when it was taken.
         occupied_tokens: KV cache it takes until it ends: its prompt and expected answer.
         taken_at, first_byte_at, released_at: The caller's seconds; None while it has not happened.

@@ -10,7 +10,7 @@
     room      what it costs others: those who wait there, for a step computes prompts together;
               those who will come while its backlog and itself are computed
               (`router.core.demand`: the more, the longer the backlog and the more come there, as
-              of late and, for a share, as to the fleet's others);
+              of late and, for a share that grows with its prefill, as to the fleet's others);
               a share of its prefill, and what it pushes out of a full cache
     target    of a request that has one for its first token (`router.core.targets`): its own wait
               and prefill count more or less than others' seconds do, and a chance to miss the
@@ -59,6 +59,9 @@ from router.core.prefix_tree import Confirmed
 
 NEAR_TIE_TOKENS = 64
 NEAR_TIE_PROMPT_SHARE = 0.5
+# A prefill of so many seconds is taken to delay half those who come here, half those who come to
+# the fleet's others: while it computes for long a replica is sent less, and later more.
+OWN_S = 5.0
 # Enough to tell prompts apart, little enough to hash in a microsecond.
 RENDEZVOUS_BYTES = 1024
 _new_tuple = tuple.__new__
@@ -98,7 +101,7 @@ class PrefixAware:
         nothing = split_prompt(query, routable[0], EMPTY_MATCH)
         splits: dict[tuple[Confirmed | None, int, int], PromptSplit] = {}
         terms = []
-        delays = delays_per_s2([one.demand for one in routable], now)
+        delays, fleet_delay = delays_per_s2([one.demand for one in routable], now)
         for replica, delay in zip(routable, delays, strict=True):
             name, rates = replica.id, replica.rates
             split = nothing
@@ -131,6 +134,7 @@ class PrefixAware:
             step_s = rates.decode_base_s + rates.decode_slope_s * (1.5 * running + 1.0)
             decode = output * step_s * self.decode_weight
             room = (computed * s_per_token + attention) * room_share
+            delay += (fleet_delay - delay) * prefill / (prefill + OWN_S)
             room += prefill * (replica.prefills + delay * (wait + 0.5 * prefill))
             prefill += rates.overhead_s
             if capacity is not None:

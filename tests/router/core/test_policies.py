@@ -16,7 +16,7 @@ from router.core.demand import FLEET_SHARE
 from router.core.fleet import Fleet, Replica
 from router.core.policies import POLICIES, UnknownPolicy, make_policy
 from router.core.policy import Decision, NoReplica, RouteQuery
-from router.core.prefix_aware import PrefixAware
+from router.core.prefix_aware import OWN_S, PrefixAware
 from router.core.prefix_tree import Confirmed, Match, PrefixTree
 from router.core.states import State
 from tests.support.rates import round_rates
@@ -157,17 +157,19 @@ def test_what_delays_the_others_is_work_beside_theirs_and_behind_a_backlog() -> 
     assert terms.room == pytest.approx(share + computed_s * (3 + behind_s))
 
 
-def test_what_comes_to_the_fleet_counts_at_each_replica_for_a_share() -> None:
+@pytest.mark.parametrize("seconds", [1, 10])
+def test_what_comes_to_the_fleet_counts_for_more_the_longer_a_prefill_takes(seconds: int) -> None:
     asked, idle = replica("asked"), replica("idle")
     fleet = fleet_of(asked, idle)
     for _ in range(20):
         fleet.lease("asked", 0, 1, now=0.0).release(now=0.0)
-    query = RouteQuery(prompt=b"p" * 4000, expected_output_tokens=1, now=1.0)
+    query = RouteQuery(prompt=b"p" * 4000 * seconds, expected_output_tokens=1, now=1.0)
     policy = PrefixAware(uncached_weight=1.0)
     rooms = {one.replica: one.room for one in policy.choose(query, fleet, Random(0)).terms}
     delayed = asked.demand.delayed_per_s2(1.0)
-    assert rooms["idle"] == pytest.approx(FLEET_SHARE / 2 * delayed / 2)
-    assert rooms["asked"] == pytest.approx((1 - FLEET_SHARE / 2) * delayed / 2)
+    share = FLEET_SHARE + (1 - FLEET_SHARE) * seconds / (seconds + OWN_S)
+    assert rooms["idle"] == pytest.approx(share / 2 * delayed * seconds**2 / 2)
+    assert rooms["asked"] == pytest.approx((1 - share / 2) * delayed * seconds**2 / 2)
 
 
 def test_attention_to_what_is_cached_counts() -> None:

@@ -168,6 +168,14 @@ def test_a_lease_knows_how_long_its_prompt_was_computed() -> None:
     assert third.busy_s == 1.0, "nobody was served before it came"
 
 
+def test_a_lease_that_another_passed_was_not_alone() -> None:
+    fleet = fleet_of("a")
+    first, second = (fleet.lease("a", 100, 1.0, now=when) for when in (10.0, 11.0))
+    second.first_byte(now=12.0)
+    first.first_byte(now=14.0)
+    assert not first.alone, "the replica computed 200 tokens in its four seconds"
+
+
 def test_a_first_byte_that_nobody_saw_tells_no_speed() -> None:
     fleet = fleet_of("a")
     first, second, third = (fleet.lease("a", 100, 1.0, now=when) for when in (10.0, 11.0, 12.0))
