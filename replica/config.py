@@ -136,10 +136,10 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             `reuse`: those that are least likely to be used soon, by what is learned of how often
             and how soon blocks come back; better where many prompts come once, not everywhere
             (docs/decisions/018). Default lru.
-        queue_order: Which waiting sequence is next. `response_ratio`: the one that waited longest
-            for what it has to compute, so that short and cached prompts need not wait for long
-            ones; those of long prompts pass in their turn. `fcfs`: the oldest. Default
-            response_ratio.
+        queue_order: Which prompt is computed next, of those that wait and those that have begun.
+            `response_ratio`: the one that waited longest for what is left of it, so that short and
+            cached prompts need not wait for long ones, nor for the rest of one; those of long
+            prompts pass in their turn. `fcfs`: the oldest. Default response_ratio.
     """
 
     device: Annotated[str, Meta(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
