@@ -131,7 +131,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     heads = [head for head, _, _ in COLUMNS] + [f"target {one} s met" for one in targets]
     cells = (
         [form.format(getattr(row, name)) for _, name, form in COLUMNS]
-        + [f"{row.target_met.get(one, 0.0):.1%}" for one in targets]
+        + [f"{row.target_met[one]:.1%}" if one in row.target_met else "–" for one in targets]
         for row in rows
     )
     return markdown(heads, cells)

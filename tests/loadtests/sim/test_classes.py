@@ -34,5 +34,7 @@ def test_more_meet_their_targets_if_the_router_knows_them() -> None:
 def test_a_table_shows_targets_where_there_are_any() -> None:
     some = row(1, told=True)
     none = replace(some, target_met={})
-    assert "target 0.3 s met" in table([some, none])[0]
+    heads, _, _, without = table([some, none])
+    assert "target 0.3 s met" in heads
+    assert without.endswith("– |"), "nobody asked, so nobody missed it"
     assert "target" not in table([none])[0]
