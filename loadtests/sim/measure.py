@@ -4,10 +4,12 @@
 """
 
 import argparse
+import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from msgspec import structs
@@ -84,20 +86,26 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--config", type=Path, help="a replica's; default: the embedded model")
     chosen = parser.parse_args(arguments)
-    timing, off = _measured(chosen.config)
+    plans, measured = _measured(chosen.config)
+    timing = fit(measured)
+    off = errors(timing, plans, measured)
     for name, value in structs.asdict(timing).items():
         print(f"{name:<12} {value:.3e}")
     print(f"{len(off)} steps; off by {off[len(off) // 2]:.0%} in the median, {off[-1]:.0%} at most")
     return 0
 
 
-def measured_timing(config: Path | None = None) -> Timing:
+def measured_together(count: int) -> Measured:
+    """Steps of the embedded model in so many processes at once, on a core each, as replicas that
+    share a machine share its memory and its clock."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, spawn) as processes:
+        each = [processes.submit(_measured, None) for _ in range(count)]
+        return [step for one in each for step in one.result()[1]]
+
+
+def _measured(config: Path | None) -> tuple[list[StepPlan], Measured]:
     """Of a replica's configuration; None: of the embedded model on one core."""
-    return _measured(config)[0]
-
-
-def _measured(config: Path | None) -> tuple[Timing, list[float]]:
-    """The timing, and how far off it is of each step."""
     runner, limits = _load(config)
     plans = list(
         steps(
@@ -108,9 +116,7 @@ def _measured(config: Path | None) -> tuple[Timing, list[float]]:
             num_blocks=runner.num_blocks,
         )
     )
-    measured = measure(runner, plans)
-    timing = fit(measured)
-    return timing, errors(timing, plans, measured)
+    return plans, measure(runner, plans)
 
 
 def _load(config: Path | None) -> tuple[ModelRunner, tuple[int, int]]:

@@ -82,7 +82,8 @@ class Scheduler:
         """Takes `request`.
 
         Args:
-            now: Seconds, on the clock that `schedule` is given too; it never goes back.
+            now: When it came: seconds, on the clock that `schedule` is given too; of one submitted
+                later it is no earlier.
 
         Raises:
             QueueFull: max_waiting_sequences wait beside those that may run.

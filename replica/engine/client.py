@@ -10,6 +10,7 @@ the end aborts the sequence, so a client that goes away frees its blocks.
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -164,6 +165,7 @@ class EngineClient:
         self._send(
             Submit(
                 sequence_id=generation.sequence_id,
+                arrived_s=time.monotonic(),
                 prompt_token_ids=prompt_token_ids,
                 max_tokens=max_tokens,
                 stop_token_ids=stop_token_ids,

@@ -91,7 +91,7 @@ class EngineLoop:
             requests: PULL, from the API process.
             answers: PUSH, to the API process.
             epoch: Names this life of the engine in snapshots.
-            clock: Seconds, monotonic.
+            clock: Seconds, monotonic: the one that submissions are stamped by.
             wall_clock: Seconds since the epoch.
         """
         self._scheduler = scheduler
@@ -190,7 +190,7 @@ class EngineLoop:
             cache_salt=message.cache_salt,
         )
         try:
-            self._scheduler.submit(request, self._clock())
+            self._scheduler.submit(request, message.arrived_s)
         except Refused as refused:
             self._send(
                 Refusal(

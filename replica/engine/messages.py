@@ -13,9 +13,15 @@ from protocol.kv_events import Snapshot
 
 
 class Submit(Struct, frozen=True, kw_only=True, tag=True):
-    """Generate. Answered by outputs until one has `finish`, or by a Refusal."""
+    """Generate. Answered by outputs until one has `finish`, or by a Refusal.
+
+    Attributes:
+        arrived_s: When it was sent, on the machine's monotonic clock: it may lie a step's time
+            until the engine looks.
+    """
 
     sequence_id: int
+    arrived_s: float
     prompt_token_ids: list[int]
     max_tokens: int
     stop_token_ids: list[int]
