@@ -140,6 +140,9 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             `response_ratio`: the one that waited longest for what is left of it, so that short and
             cached prompts need not wait for long ones, nor for the rest of one; those of long
             prompts pass in their turn. `fcfs`: the oldest. Default response_ratio.
+        step_log: File to which each step adds a line of JSON: what was in it and how long it took;
+            to fit a simulated replica to (`python -m loadtests.sim.measure --steps`). About 100
+            bytes a step; nothing ever deletes it. Default: none.
     """
 
     device: Annotated[str, Meta(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
@@ -158,6 +161,7 @@ class Engine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     prefix_cache: bool = True
     eviction: EvictionName = "lru"
     queue_order: QueueOrderName = "response_ratio"
+    step_log: Name | None = None
 
     def __post_init__(self) -> None:
         """Fills in what depends on the backend.

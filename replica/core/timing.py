@@ -19,6 +19,9 @@ from replica.core.plan import StepPlan
 
 Cost = Annotated[float, Meta(ge=0)]
 
+Work = tuple[float, float, float, float, float]
+"""What is in a step, in the order of Timing's fields."""
+
 
 class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Seconds: of a step, and for each of what is in it."""
@@ -30,9 +33,12 @@ class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     held_s: Cost
 
     def step_s(self, plan: StepPlan) -> float:
-        tokens, pairs, decodes, held = work_of(plan)[1:]
+        return self.work_s(work_of(plan))
+
+    def work_s(self, work: Work) -> float:
+        base, tokens, pairs, decodes, held = work
         return (
-            self.base_s
+            self.base_s * base
             + self.token_s * tokens
             + self.pair_s * pairs
             + self.sequence_s * decodes
@@ -48,8 +54,7 @@ class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return Timing(**{name: value * factor for name, value in structs.asdict(self).items()})
 
 
-def work_of(plan: StepPlan) -> tuple[float, float, float, float, float]:
-    """What is in a step, in the order of Timing's fields."""
+def work_of(plan: StepPlan) -> Work:
     tokens = pairs = decodes = held = 0.0
     for part in plan.slices:
         new = part.num_tokens

@@ -28,6 +28,7 @@ from replica.core.scheduler import Scheduler
 from replica.engine.loop import EngineLoop, Runner
 from replica.engine.messages import Failed, FromEngine, Loading, encode
 from replica.engine.publisher import EventPublisher, LoadPublisher
+from replica.engine.step_log import StepLog
 
 EXIT_COULD_NOT_START = 1
 EXIT_CRASHED = 2
@@ -95,12 +96,15 @@ def run_engine(
 
     events: EventPublisher | None = None
     loads: LoadPublisher | None = None
+    steps: StepLog | None = None
     try:
         try:
-            # Addresses first: a port in use is known before minutes are spent on loading.
+            # Addresses and files first: a port in use is known before minutes are spent on loading.
             events = EventPublisher(context, start.config.kv_events)
             if start.config.load_reports is not None:
                 loads = LoadPublisher(context, start.config.load_reports)
+            if start.config.engine.step_log is not None:
+                steps = StepLog(start.config.engine.step_log)
             send(Loading(fraction=0.0))
             runner = build_runner(start.config, lambda fraction: send(Loading(fraction=fraction)))
         except (OSError, ValueError) as error:
@@ -112,7 +116,7 @@ def run_engine(
             return EXIT_COULD_NOT_START
         EngineLoop(
             scheduler=build_scheduler(start.config, runner.num_blocks),
-            runner=runner,
+            runner=runner if steps is None else steps.runner(runner),
             requests=requests,
             answers=answers,
             events=events,
@@ -125,6 +129,8 @@ def run_engine(
             events.close()
         if loads is not None:
             loads.close()
+        if steps is not None:
+            steps.close()
         requests.close(linger=0)
         answers.close(linger=1000)
 

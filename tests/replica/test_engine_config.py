@@ -18,7 +18,7 @@ model: {name: m, path: "package:p/m.gguf", dtype: auto, max_model_len: 4096, ali
 engine: {device: cpu, backend: torch, threads: 1, block_size: 16, memory_fraction: 0.9,
   eager: false, kv_cache_dtype: auto, max_batched_tokens: 512, max_running_sequences: 32,
   max_waiting_sequences: 256, prefix_cache: true, eviction: lru,
-  queue_order: response_ratio}
+  queue_order: response_ratio, step_log: null}
 kv_events: {endpoint: "tcp://127.0.0.1:5557", replay: "tcp://127.0.0.1:5558", topic: "",
   buffer_steps: 10000}
 load_reports: {endpoint: "tcp://127.0.0.1:5559", interval_s: 1.0}

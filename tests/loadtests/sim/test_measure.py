@@ -40,6 +40,6 @@ def test_what_a_clock_says_of_real_steps_is_found_again(tmp_path: Path) -> None:
     measured = measure(runner, plans, clock)
     assert [work for work, _ in measured] == [work_of(plan) for plan in plans]
     found = fit(measured)
-    assert errors(found, plans, measured)[-1] < 1e-6
+    assert errors(found, measured)[-1] < 1e-6
     for plan in plans:
         assert found.step_s(plan) == pytest.approx(truth.step_s(plan))
