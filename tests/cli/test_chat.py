@@ -21,7 +21,9 @@ from cli.terminal import printable, table
 from tests.support.fake_openai_server import MODEL, running
 
 ROOT = Path(__file__).parents[2]
+# SIGINT as a shell leaves it to what it starts in the foreground, however the tests were started.
 PROGRAM = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
     "import argparse, sys; from cli import chat; parser = argparse.ArgumentParser();"
     "chat.add_arguments(parser); sys.exit(chat.run(parser.parse_args()))"
 )
