@@ -39,6 +39,7 @@ from replica.engine.messages import (
     encode,
 )
 from replica.engine.publisher import EventPublisher, LoadPublisher
+from replica.engine.step_log import StepLog
 
 
 class Runner(Protocol):
@@ -70,7 +71,7 @@ class Runner(Protocol):
 class EngineLoop:
     """One scheduler, one runner, two message sockets. `run` returns after a Shutdown message.
 
-    Owns none of the sockets and publishers it is given.
+    Owns none of the sockets, publishers and logs it is given.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class EngineLoop:
         answers: zmq.Socket[bytes],
         events: EventPublisher,
         loads: LoadPublisher | None,
+        steps: StepLog | None,
         epoch: str,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -100,11 +102,13 @@ class EngineLoop:
         self._answers = answers
         self._events = events
         self._loads = loads
+        self._steps = steps
         self._epoch = epoch
         self._clock = clock
         self._wall_clock = wall_clock
         self._stopping = False
-        self._in_flight: deque[Step] = deque()
+        # With its plan, and when it was started.
+        self._in_flight: deque[tuple[StepPlan, float, Step]] = deque()
 
     def run(self) -> None:
         pool = self._scheduler.pool
@@ -122,7 +126,8 @@ class EngineLoop:
                 return
             plan = self._scheduler.schedule(self._clock())
             if plan is not None:
-                self._in_flight.append(self._runner.start(plan))
+                begun_s = self._clock()
+                self._in_flight.append((plan, begun_s, self._runner.start(plan)))
             if plan is None or len(self._in_flight) == self._runner.steps_in_flight_max:
                 self._finish_step()
             self._report_load()
@@ -131,8 +136,12 @@ class EngineLoop:
         """Takes the result of the oldest step in flight, if there is one."""
         if not self._in_flight:
             return
-        result = self._in_flight.popleft().result()
-        outputs = self._scheduler.apply(result, self._clock())
+        plan, begun_s, step = self._in_flight.popleft()
+        result = step.result()
+        now = self._clock()
+        if self._steps is not None:
+            self._steps.ended(plan, begun_s, now)
+        outputs = self._scheduler.apply(result, now)
         # Events first: whoever routes by them learns before the answer ends.
         self._publish_events()
         self._send_outputs(outputs)

@@ -116,11 +116,12 @@ def run_engine(
             return EXIT_COULD_NOT_START
         EngineLoop(
             scheduler=build_scheduler(start.config, runner.num_blocks),
-            runner=runner if steps is None else steps.runner(runner),
+            runner=runner,
             requests=requests,
             answers=answers,
             events=events,
             loads=loads,
+            steps=steps,
             epoch=start.epoch,
         ).run()
         return 0

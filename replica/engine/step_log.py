@@ -4,16 +4,14 @@ The simulator's timing is fitted to such files: `python -m loadtests.sim.measure
 """
 
 import logging
-import time
-from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
-from replica.core.plan import Step, StepPlan, StepResult
+from replica.core.plan import StepPlan
 from replica.core.timing import Work, work_of
-from replica.engine.loop import Runner
 
 _log = logging.getLogger(__name__)
 
@@ -59,29 +57,25 @@ def read_step_times(path: Path) -> list[StepTime]:
 class StepLog:
     """The file; one that can be written no more is told of once, and steps go on."""
 
-    def __init__(self, path: str, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, path: str) -> None:
         """Raises OSError: the file cannot be written; the message names the setting."""
-        self._clock = clock
-        self._last_end_s = clock()
+        self._last_end_s = -inf
         try:
             # Unbuffered: a line is there as soon as its step is over, however the engine ends.
             self._file: IO[bytes] | None = Path(path).open("ab", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise OSError(f"engine.step_log: {path}: {error.strerror}") from None
 
-    def runner(self, runner: Runner) -> Runner:
-        """The same one, with each of its steps logged."""
-        return _LoggedRunner(runner, self)
+    def ended(self, plan: StepPlan, begun_s: float, now: float) -> None:
+        """The step's result is there; steps end in the order in which they began.
 
-    def start(self, runner: Runner, plan: StepPlan) -> Step:
-        begun_s = self._clock()
-        return _LoggedStep(runner.start(plan), plan, begun_s, self)
-
-    def ended(self, plan: StepPlan, begun_s: float) -> None:
-        """The step's result is there; steps end in the order in which they began."""
-        now_s = self._clock()
-        seconds = now_s - max(begun_s, self._last_end_s)
-        self._last_end_s = now_s
+        Args:
+            begun_s, now: Seconds, on one clock.
+        """
+        if self._file is None:
+            return
+        seconds = now - max(begun_s, self._last_end_s)
+        self._last_end_s = now
         _, tokens, pairs, decodes, held = work_of(plan)
         line = StepTime(
             seconds=seconds,
@@ -90,8 +84,6 @@ class StepLog:
             decodes=int(decodes),
             held_tokens=int(held),
         )
-        if self._file is None:
-            return
         try:
             self._file.write(msgspec.json.encode(line) + b"\n")
         except OSError as error:
@@ -103,41 +95,3 @@ class StepLog:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-
-
-class _LoggedRunner:
-    def __init__(self, runner: Runner, log: StepLog) -> None:
-        self._runner = runner
-        self._log = log
-
-    @property
-    def vocab_size(self) -> int:
-        return self._runner.vocab_size
-
-    @property
-    def num_blocks(self) -> int:
-        return self._runner.num_blocks
-
-    @property
-    def steps_in_flight_max(self) -> int:
-        return self._runner.steps_in_flight_max
-
-    @property
-    def compiled_kernels(self) -> int:
-        return self._runner.compiled_kernels
-
-    def start(self, plan: StepPlan) -> Step:
-        return self._log.start(self._runner, plan)
-
-
-class _LoggedStep:
-    def __init__(self, step: Step, plan: StepPlan, begun_s: float, log: StepLog) -> None:
-        self._step = step
-        self._plan = plan
-        self._begun_s = begun_s
-        self._log = log
-
-    def result(self) -> StepResult:
-        result = self._step.result()
-        self._log.ended(self._plan, self._begun_s)
-        return result

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import zmq
@@ -10,6 +11,7 @@ from replica.core.block_pool import BlockPool
 from replica.core.limits import SchedulerLimits
 from replica.core.plan import FinishedStep, StepPlan
 from replica.core.scheduler import Scheduler
+from replica.core.timing import work_of
 from replica.engine.loop import EngineLoop
 from replica.engine.messages import (
     Shutdown,
@@ -21,6 +23,7 @@ from replica.engine.messages import (
     encode,
 )
 from replica.engine.publisher import EventPublisher
+from replica.engine.step_log import StepLog, read_step_times
 from tests.support.fake_runner import FakeRunner
 
 STEP_S = 1.0
@@ -43,7 +46,12 @@ class Engine:
     plans: list[StepPlan] = field(default_factory=list)
     now_s: float = 0.0
 
-    def run(self, context: "zmq.Context[zmq.Socket[bytes]]", first: Submit) -> list[TokenOutput]:
+    def run(
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        first: Submit,
+        steps: StepLog | None = None,
+    ) -> list[TokenOutput]:
         """All outputs, when the last step that `during` names is over."""
         engine = self
 
@@ -71,6 +79,7 @@ class Engine:
             answers=self.answers,
             events=events,
             loads=None,
+            steps=steps,
             epoch="epoch-1",
             clock=lambda: self.now_s,
         ).run()
@@ -136,3 +145,16 @@ def test_a_short_prompt_that_came_during_a_step_goes_before_a_long_one_in_the_ne
     engine.run(context, submit(0, 40, arrived_s=0.0))
     computed = [[(one.sequence_id, one.num_tokens) for one in plan.slices] for plan in engine.plans]
     assert computed == [[(0, 8)], [(1, 2), (0, 6)]]
+
+
+def test_what_each_step_took_is_logged(
+    engine: Engine, context: "zmq.Context[zmq.Socket[bytes]]", tmp_path: Path
+) -> None:
+    path = tmp_path / "steps.jsonl"
+    log = StepLog(str(path))
+    engine.during = {0: [submit(1, 2, arrived_s=0.25)], 1: [Shutdown()]}
+    engine.run(context, submit(0, 40, arrived_s=0.0), log)
+    log.close()
+    steps = read_step_times(path)
+    assert [one.seconds for one in steps] == [STEP_S, STEP_S]
+    assert [one.work for one in steps] == [work_of(plan) for plan in engine.plans]

@@ -1,38 +1,15 @@
 """The step log: what each step took, also of steps ahead; it never stops the engine."""
 
 import logging
-from collections import deque
 from pathlib import Path
 
 import pytest
 
 from loadtests.sim import measure
-from replica.core.plan import SamplingParams, SequenceSlice, Step, StepPlan, StepResult
+from replica.core.plan import SamplingParams, SequenceSlice, StepPlan
 from replica.core.timing import PRESETS, work_of
 from replica.engine.step_log import StepLog, read_step_times
 from tests.support.fake_engine import make_config, running_api
-from tests.support.fake_runner import FakeRunner
-
-
-class Device(FakeRunner):
-    """Steps that end when the test says, in the order in which they began."""
-
-    def __init__(self) -> None:
-        super().__init__(4, steps_in_flight_max=2)
-        self.now_s = 10.0
-        self.ends: deque[float] = deque()
-
-    def start(self, plan: StepPlan) -> Step:  # type: ignore[override]
-        return Ending(self)
-
-
-class Ending:
-    def __init__(self, device: Device) -> None:
-        self._device = device
-
-    def result(self) -> StepResult:
-        self._device.now_s = self._device.ends.popleft()
-        return StepResult(sampled=[])
 
 
 def part(number: int, start: int, count: int) -> SequenceSlice:
@@ -52,35 +29,24 @@ MIXED = StepPlan(slices=[part(0, 12, 1), part(1, 0, 3), part(2, 6, 1)])
 def test_a_step_that_was_started_ahead_counts_from_the_end_of_the_one_before(
     tmp_path: Path,
 ) -> None:
-    device, path = Device(), tmp_path / "steps.jsonl"
-    log = StepLog(str(path), lambda: device.now_s)
-    runner = log.runner(device)
-    device.ends.extend((13.0, 14.5, 21.0))
-    first = runner.start(PREFILL)
-    device.now_s = 11.0
-    second = runner.start(MIXED)
-    first.result()
-    second.result()
-    device.now_s = 20.0  # idle since 14.5
-    runner.start(PREFILL).result()
+    path = tmp_path / "steps.jsonl"
+    log = StepLog(str(path))
+    log.ended(PREFILL, 10.0, 13.0)
+    log.ended(MIXED, 11.0, 14.5)
+    log.ended(PREFILL, 20.0, 21.0)  # idle since 14.5
     log.close()
     steps = read_step_times(path)
     assert [one.seconds for one in steps] == [3.0, 1.5, 1.0]
     assert [one.work for one in steps] == [work_of(PREFILL), work_of(MIXED), work_of(PREFILL)]
-    assert (runner.vocab_size, runner.num_blocks) == (device.vocab_size, device.num_blocks)
-    assert (runner.steps_in_flight_max, runner.compiled_kernels) == (2, 0)
 
 
 def test_a_file_that_can_be_written_no_more_is_told_of_once_and_steps_go_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    device = Device()
-    log = StepLog("/dev/full", lambda: device.now_s)
-    runner = log.runner(device)
-    device.ends.extend((11.0, 12.0))
+    log = StepLog("/dev/full")
     with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            assert runner.start(PREFILL).result() == StepResult(sampled=[])
+        log.ended(PREFILL, 10.0, 11.0)
+        log.ended(PREFILL, 11.0, 12.0)
     log.close()
     assert [record.getMessage() for record in caplog.records] == [
         "engine.step_log: /dev/full: [Errno 28] No space left on device; no more steps are logged"
@@ -107,15 +73,13 @@ async def test_an_engine_logs_all_of_its_steps(tmp_path: Path) -> None:
 
 def test_a_timing_is_fitted_to_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, timing = tmp_path / "steps.jsonl", PRESETS["cpu-smollm2"].timing
-    device = Device()
-    log = StepLog(str(path), lambda: device.now_s)
-    runner = log.runner(device)
+    log, now = StepLog(str(path)), 0.0
     for number in range(1, 12):
         slices = [part(0, number * number % 7, 2 + number)]
         slices += [part(1 + n, 5 * number + n, 1) for n in range(number % 4)]
         plan = StepPlan(slices=slices)
-        device.ends.append(device.now_s + timing.step_s(plan))
-        runner.start(plan).result()
+        begun_s, now = now, now + timing.step_s(plan)
+        log.ended(plan, begun_s, now)
     log.close()
     assert measure.main(["--steps", str(path)]) == 0
     said = capsys.readouterr().out
