@@ -22,6 +22,7 @@ from loadtests.peers.contestants import CONTESTANTS
 from loadtests.peers.fleet import BLOCK_SIZE, Fleet, FleetFailed, start_fleet
 from loadtests.peers.load import FIRST_CHAT, Answered, Words, offer, plan_of
 from loadtests.provenance import say, write_results
+from loadtests.quantiles import quantile
 from loadtests.sim.fit import fit
 from loadtests.sim.measure import logged
 from loadtests.sim.ours import Ours
@@ -30,7 +31,6 @@ from loadtests.sim.request import SimRequest
 from loadtests.sim.workloads.registry import build
 from loadtests.sim.workloads.workload import generate
 from loadtests.sim.world import ReplicaSpec, Served, simulate
-from loadtests.workloads import quantile
 from replica.core.timing import Preset, Timing
 
 _SMALL_DOCUMENTS = {

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from cli.answer import Answer
 from cli.terminal import count, milliseconds, percent, table
-from loadtests.workloads import quantile
+from loadtests.quantiles import quantile
 
 # From here on a prompt counts as warm. Not 0: a template's first block is nearly always cached.
 WARM_SHARE = 0.5

@@ -5,7 +5,6 @@ which are much more popular than the rest (Zipf). That is the shape of chat traf
 lives on: a conversation's turns share all that was said, conversations share their document.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -146,14 +145,6 @@ def zipf_weights(count: int, exponent: float) -> list[float]:
     weights = [rank**-exponent for rank in range(1, count + 1)]
     total = sum(weights)
     return [weight / total for weight in weights]
-
-
-def quantile(sorted_values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of the values do not exceed (nearest rank)."""
-    assert sorted_values
-    assert 0 <= share <= 1
-    rank = -int(-share * len(sorted_values) // 1)
-    return sorted_values[max(rank, 1) - 1]
 
 
 def _question(rng: Random) -> str:

@@ -20,6 +20,7 @@ import msgspec
 
 from loadtests.index_bench.contestant import Contestant
 from loadtests.index_bench.data_set import LOAD, PHASES, Asked, DataSet, read_frames
+from loadtests.quantiles import quantile
 
 # By name: module and class. Loaded one at a time: each needs packages that the others have not.
 CONTESTANTS = {
@@ -202,10 +203,6 @@ def ask(asked: list[Asked], match: Callable[[Asked], Any]) -> list[Latency]:
             Latency(length=length, median=quantile(some, 0.5), p99=quantile(some, 0.99))
         )
     return latencies
-
-
-def quantile(ordered: list[float], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def shortened(asked: list[Asked], tokens: int) -> list[Asked]:

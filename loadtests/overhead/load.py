@@ -21,8 +21,9 @@ import uvloop
 
 from loadtests.overhead.answers import AnswerReader
 from loadtests.overhead.cases import PLAIN, Case, Requests
-from loadtests.overhead.orders import Done, Idle, LetGo, Open, Order, percentile
+from loadtests.overhead.orders import Done, Idle, LetGo, Open, Order
 from loadtests.overhead.timer import Timer
+from loadtests.quantiles import quantile
 
 # What is not answered this long after the last request was sent is an error.
 _PATIENCE_S = 60.0
@@ -155,8 +156,8 @@ class _Load(ABC):
             errors=len(self.errors),
             error=self.errors[0] if self.errors else "",
             seconds=seconds,
-            p50_s=percentile(ordered, 0.5),
-            p99_s=percentile(ordered, 0.99),
+            p50_s=quantile(ordered, 0.5),
+            p99_s=quantile(ordered, 0.99),
             busy=(time.process_time() - self._busy_s) / max(seconds, 1e-9),
             reads_per_answer=self.reads / max(self.requests, 1),
         )

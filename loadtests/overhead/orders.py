@@ -1,8 +1,5 @@
 """What the load generator is told, and what it tells: one JSON line each."""
 
-import math
-from collections.abc import Sequence
-
 import msgspec
 
 from loadtests.overhead.cases import Case
@@ -62,10 +59,3 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     p99_s: float = 0.0
     busy: float = 0.0
     reads_per_answer: float = 0.0
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """Of values in order, the least that `share` of them do not exceed; 0 of none."""
-    if not ordered:
-        return 0.0
-    return ordered[max(0, math.ceil(len(ordered) * share) - 1)]

@@ -7,7 +7,9 @@ import msgspec
 
 from cli.terminal import table
 from loadtests.peers.load import Answered
-from loadtests.workloads import quantile
+from loadtests.quantiles import quantile
+
+_NONE = float("nan")
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,23 +58,18 @@ def row_of(router: str, load: str, answers: Sequence[Answered], cpu_s: float) ->
         router=router,
         load=load,
         requests=len(answers),
-        first_mean_s=mean(firsts) if firsts else float("nan"),
-        first_p50_s=_quantile(firsts, 0.5),
-        first_p90_s=_quantile(firsts, 0.9),
-        first_p99_s=_quantile(firsts, 0.99),
-        whole_mean_s=mean(one.last_s or 0.0 for one in whole) if whole else float("nan"),
+        first_mean_s=mean(firsts) if firsts else _NONE,
+        first_p50_s=quantile(firsts, 0.5, of_none=_NONE),
+        first_p90_s=quantile(firsts, 0.9, of_none=_NONE),
+        first_p99_s=quantile(firsts, 0.99, of_none=_NONE),
+        whole_mean_s=mean(one.last_s or 0.0 for one in whole) if whole else _NONE,
         prompt_tokens=tokens,
         cached_tokens=cached,
         hit=cached / tokens if tokens else 0.0,
         cpu_s=cpu_s / len(answers),
-        late_p99_s=_quantile(sorted(one.late_s for one in answers), 0.99),
+        late_p99_s=quantile(sorted(one.late_s for one in answers), 0.99),
         errors=errors,
     )
-
-
-def _quantile(ascending: Sequence[float], share: float) -> float:
-    """nan of none."""
-    return quantile(ascending, share) if ascending else float("nan")
 
 
 def lines_of(rows: Sequence[Row], absent: dict[str, str]) -> list[str]:

@@ -7,9 +7,9 @@ from statistics import mean
 from typing import Any
 
 from cli.terminal import count, table
+from loadtests.quantiles import quantile
 from loadtests.replay.outcome import DROPPED, INTERRUPTED, Objective, Outcome
 from loadtests.replay.prompts import Calibration
-from loadtests.workloads import quantile
 
 # A generator that sends one request in a hundred later than this did not keep the schedule.
 LATE_S = 0.05
@@ -271,8 +271,8 @@ def _generator(
 ) -> Generator:
     late_s = sorted(one.late_s for one in outcomes if one.late_s is not None)
     return Generator(
-        late_p99_s=quantile(late_s, 0.99) if late_s else 0.0,
-        loop_lag_p99_s=quantile(ascending_lags_s, 0.99) if ascending_lags_s else 0.0,
+        late_p99_s=quantile(late_s, 0.99),
+        loop_lag_p99_s=quantile(ascending_lags_s, 0.99),
         loop_lag_max_s=ascending_lags_s[-1] if ascending_lags_s else 0.0,
         in_flight_max=in_flight_max,
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import mean
 
+from loadtests.quantiles import quantile
 from loadtests.sim.world import Run, Served
 from replica.core.timing import Preset
 
@@ -18,6 +19,8 @@ class Row:
     Attributes:
         requests, failed: How many there were, and of them those that were not answered.
         ttft_mean_s, ttft_p50_s, ttft_p99_s: Time to first token, of those that came.
+        tpot_mean_s: Time per output token after the first, of answers of two tokens or more.
+        e2e_mean_s: Time to the last token, of whole answers.
         hit_tokens: Prompt tokens that were cached; hit_share: of all.
         recomputed_tokens: Prompt tokens computed beyond those not cached: after preemptions.
         goodput: Share of requests with their first token within 2 s; failed ones are not.
@@ -33,6 +36,8 @@ class Row:
     ttft_mean_s: float
     ttft_p50_s: float
     ttft_p99_s: float
+    tpot_mean_s: float
+    e2e_mean_s: float
     hit_tokens: int
     hit_share: float
     recomputed_tokens: int
@@ -53,14 +58,16 @@ def row_of(policy: str, run: Run, usual: Preset) -> Row:
     hits = sum(one.cached_tokens for one in run.served)
     answered = [one for one in run.served if not one.failed]
     needed = sum(one.prompt_tokens - one.cached_tokens for one in answered)
-    busy = mean(run.busy_s) if run.busy_s else 0.0
+    busy = _mean(run.busy_s)
     return Row(
         policy=policy,
         requests=len(run.served),
         failed=len(run.served) - len(answered),
-        ttft_mean_s=mean(waits) if waits else 0.0,
+        ttft_mean_s=_mean(waits),
         ttft_p50_s=quantile(waits, 0.5),
         ttft_p99_s=quantile(waits, 0.99),
+        tpot_mean_s=_mean(s for one in run.served if (s := one.tpot_s) is not None),
+        e2e_mean_s=_mean(one.ended_s for one in answered if one.ended_s is not None),
         hit_tokens=hits,
         hit_share=hits / prompts if prompts else 0.0,
         recomputed_tokens=max(0, sum(run.computed_tokens) - needed),
@@ -90,11 +97,9 @@ def cold_s(served: Served, usual: Preset) -> float:
     return steps * timing.base_s + tokens * timing.token_s + tokens * tokens / 2 * timing.pair_s
 
 
-def quantile(ascending: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share are not above; 0 of none."""
-    if not ascending:
-        return 0.0
-    return ascending[min(len(ascending) - 1, int(len(ascending) * share))]
+def _mean(values: Iterable[float]) -> float:
+    known = list(values)
+    return mean(known) if known else 0.0
 
 
 def _share(served: Sequence[Served], limit_s: Callable[[Served], float]) -> float:
@@ -116,6 +121,8 @@ COLUMNS = (
     ("TTFT mean, s", "ttft_mean_s", "{:.3f}"),
     ("p50", "ttft_p50_s", "{:.3f}"),
     ("p99", "ttft_p99_s", "{:.3f}"),
+    ("TPOT, s", "tpot_mean_s", "{:.4f}"),
+    ("E2E, s", "e2e_mean_s", "{:.2f}"),
     ("hit", "hit_share", "{:.1%}"),
     ("≤ 2 s", "goodput", "{:.1%}"),
     ("≤ 10 × ideal", "goodput_ideal", "{:.1%}"),

@@ -65,6 +65,15 @@ class Served:
     failed: bool = False
     ttft_target_s: float | None = None
 
+    @property
+    def tpot_s(self) -> float | None:
+        """Seconds per output token after the first; None of one token, or of no whole answer."""
+        if self.failed or self.first_token_s is None or self.ended_s is None:
+            return None
+        if self.output_tokens < 2:
+            return None
+        return (self.ended_s - self.first_token_s) / (self.output_tokens - 1)
+
 
 @dataclass(slots=True)
 class Run:

@@ -14,7 +14,7 @@ from loadtests.bench_overhead import main
 from loadtests.overhead.answers import AnswerReader, without_chunks
 from loadtests.overhead.cases import CASES, CHAT_400K, PLAIN, REPEATED, STREAM_20, Requests
 from loadtests.overhead.load import Generator
-from loadtests.overhead.orders import Closed, Idle, LetGo, Open, percentile
+from loadtests.overhead.orders import Closed, Idle, LetGo, Open
 from loadtests.overhead.report import Target, contest_lines, target_lines, targets
 from loadtests.overhead.scores import Added, IdleCost, Round, Score
 from loadtests.stand_in import StandIn
@@ -212,20 +212,6 @@ async def test_wrong_answers_and_lost_connections_are_errors():
         )
     assert done.errors > 1
     assert done.error.startswith("HTTP/1.1 500 Broken")
-
-
-@pytest.mark.parametrize(
-    ("values", "share", "found"),
-    [
-        pytest.param([], 0.5, 0.0, id="none"),
-        pytest.param([3.0], 0.99, 3.0, id="one"),
-        pytest.param([1.0, 2.0, 3.0, 4.0], 0.5, 2.0, id="half of an even number"),
-        pytest.param(list(range(1, 101)), 0.99, 99, id="99 of 100"),
-        pytest.param(list(range(1, 201)), 0.999, 200, id="the last"),
-    ],
-)
-def test_a_percentile_is_the_least_value_that_so_many_do_not_exceed(values, share, found):
-    assert percentile(values, share) == found
 
 
 # The report

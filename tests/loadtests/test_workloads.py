@@ -5,7 +5,6 @@ import pytest
 from loadtests.workloads import (
     ConversationSource,
     document,
-    quantile,
     scripted_conversations,
     zipf_weights,
 )
@@ -67,10 +66,3 @@ def test_zipf_shares_sum_to_one_and_never_rise(exponent):
     weights = zipf_weights(10, exponent)
     assert sum(weights) == pytest.approx(1.0)
     assert weights == sorted(weights, reverse=True)
-
-
-@pytest.mark.parametrize(
-    ("share", "value"), [(0.0, 1), (0.25, 1), (0.26, 2), (0.5, 2), (0.99, 4), (1.0, 4)]
-)
-def test_a_quantile_is_the_smallest_value_that_covers_the_share(share, value):
-    assert quantile([1, 2, 3, 4], share) == value

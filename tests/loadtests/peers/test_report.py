@@ -1,4 +1,4 @@
-"""What is told of each router: quantiles, hits, errors, the fastest first."""
+"""What is told of each router: hits, errors, the fastest first."""
 
 import math
 
@@ -6,22 +6,12 @@ import pytest
 
 from loadtests.peers.load import Answered
 from loadtests.peers.report import lines_of, row_of
-from loadtests.workloads import quantile
 
 
 def answered(first_s: float, cached: int = 0) -> Answered:
     return Answered(
         first_s=first_s, last_s=2 * first_s, late_s=0.0, prompt_tokens=100, cached_tokens=cached
     )
-
-
-@pytest.mark.parametrize(
-    ("share", "found"), [(0.5, 5), (0.9, 9), (0.99, 10), (0.01, 1)], ids=lambda value: str(value)
-)
-def test_a_quantile_is_the_least_value_that_so_many_are_at_or_below(
-    share: float, found: float
-) -> None:
-    assert quantile([*range(1, 11)], share) == found
 
 
 def test_errors_count_and_their_times_do_not() -> None:

@@ -100,7 +100,7 @@ def test_quantiles_are_the_nearest_rank() -> None:
 
 def test_the_keys_are_those_of_the_simulator_where_they_mean_the_same() -> None:
     same = {"requests", "failed", "goodput", "hit_tokens", "hit_share", "duration_s"}
-    same |= {"ttft_mean_s", "ttft_p50_s", "ttft_p99_s"}
+    same |= {"ttft_mean_s", "ttft_p50_s", "ttft_p99_s", "tpot_mean_s", "e2e_mean_s"}
     assert same <= set(Row.__dataclass_fields__)
     assert same <= as_json(summary_of(outcome())).keys()
 

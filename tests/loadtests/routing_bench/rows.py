@@ -19,6 +19,8 @@ def row(policy: str, mean_s: float, p99_s: float = 1.0, hits: int = 100, failed:
         ttft_mean_s=mean_s,
         ttft_p50_s=mean_s / 2,
         ttft_p99_s=p99_s,
+        tpot_mean_s=0.02,
+        e2e_mean_s=mean_s + 1.0,
         hit_tokens=hits,
         hit_share=0.5,
         recomputed_tokens=0,
