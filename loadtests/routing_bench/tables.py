@@ -14,7 +14,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], float], str], ...] = (
     ("TTFT mean, s", lambda row: row.ttft_mean_s, "{:.3f}"),
     ("p50", lambda row: row.ttft_p50_s, "{:.3f}"),
     ("p99", lambda row: row.ttft_p99_s, "{:.2f}"),
-    ("TPOT, ms", lambda row: 1000 * row.tpot_mean_s, "{:.1f}"),
+    ("TPOT, s", lambda row: row.tpot_mean_s, "{:.4f}"),
     ("E2E, s", lambda row: row.e2e_mean_s, "{:.2f}"),
     ("hit tokens", lambda row: row.hit_tokens, "{:,.0f}"),
     ("hit, %", lambda row: 100 * row.hit_share, "{:.1f}"),

@@ -9,7 +9,9 @@ from replica.core.timing import PRESETS
 PRESET = PRESETS["h100-8b"]
 
 
-def served(first_s: float | None, ended_s: float | None, tokens: int, **more: object) -> Served:
+def served(
+    first_s: float | None, ended_s: float | None, tokens: int, *, failed: bool = False
+) -> Served:
     return Served(
         request=0,
         arrival_s=5.0,
@@ -18,7 +20,7 @@ def served(first_s: float | None, ended_s: float | None, tokens: int, **more: ob
         replica=0,
         first_token_s=first_s,
         ended_s=ended_s,
-        **more,  # type: ignore[arg-type]
+        failed=failed,
     )
 
 
