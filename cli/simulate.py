@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from cli.requests import add_request_arguments, requests_of
 
 if TYPE_CHECKING:
     from loadtests.sim.contest import Told
+    from loadtests.sim.gated import Limits
     from loadtests.sim.report import Row
     from loadtests.sim.router import MakeRouter
     from loadtests.sim.world import Run
@@ -44,6 +46,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="how replicas admit what waits: response_ratio, fcfs (default: %(default)s)",
     )
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        metavar="TOKENS",
+        help="prefix_aware lets so many be in flight, over all replicas; others wait in the router",
+    )
+    parser.add_argument(
+        "--replica-max-tokens", type=int, metavar="TOKENS", help="the same for each replica"
+    )
+    parser.add_argument(
+        "--router-queue",
+        default="response_ratio",
+        metavar="NAME",
+        help="in which order they wait there: response_ratio, fcfs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--queue-timeout",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="so long they may wait there, then they fail (default: 30)",
+    )
     parser.add_argument("--block-size", type=int, default=64, metavar="TOKENS", help="default: 64")
     parser.add_argument("--json", action="store_true", help="rows in place of a table")
     parser.add_argument(
@@ -64,15 +88,13 @@ def run(options: argparse.Namespace) -> int:
     from replica.core.timing import PRESETS
 
     try:
-        routers = _routers(options.policy)
+        routers = _routers(options.policy, _limits(options))
         requests = requests_of(options)
         preset = PRESETS.get(options.preset)
         if preset is None:
             raise ValueError(f"--preset {options.preset}: there are {', '.join(PRESETS)}")
         for name in ("replicas", "block_size", "cache_blocks"):
-            value = getattr(options, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+            _check_at_least_1(options, name)
         if options.eviction not in EVICTIONS:
             raise ValueError(f"--eviction {options.eviction}: there are {', '.join(EVICTIONS)}")
         if options.queue_order not in QUEUE_ORDERS:
@@ -106,6 +128,37 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_at_least_1(options: argparse.Namespace, name: str) -> None:
+    value = getattr(options, name)
+    if value is not None and value < 1:
+        raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+
+
+def _limits(options: argparse.Namespace) -> "Limits | None":
+    """What prefix_aware lets be in flight; None: everything."""
+    from typing import get_args
+
+    from loadtests.sim.gated import Limits
+    from router.core.admission_queue import QueueOrder
+
+    for name in ("max_tokens", "replica_max_tokens"):
+        _check_at_least_1(options, name)
+    if not options.queue_timeout > 0:
+        raise ValueError(f"--queue-timeout: expected more than 0, got {options.queue_timeout:g}")
+    orders = get_args(QueueOrder)
+    if options.router_queue not in orders:
+        there = ", ".join(orders)
+        raise ValueError(f"--router-queue {options.router_queue}: there are {there}")
+    if options.max_tokens is None and options.replica_max_tokens is None:
+        return None
+    return Limits(
+        max_tokens=options.max_tokens,
+        replica_max_tokens=options.replica_max_tokens,
+        queue_order=options.router_queue,
+        queue_timeout_s=options.queue_timeout,
+    )
+
+
 def _plots() -> "WritePlots":
     """What writes them.
 
@@ -121,10 +174,13 @@ def _plots() -> "WritePlots":
     return write
 
 
-def _routers(names: str) -> dict[str, "MakeRouter"]:
+def _routers(names: str, limits: "Limits | None") -> dict[str, "MakeRouter"]:
     from loadtests.sim.contest import all_routers
+    from loadtests.sim.gated import Gated
 
     known = all_routers()
+    if limits is not None:
+        known["prefix_aware"] = partial(Gated, limits=limits)
     if names == _ALL:
         return known
     chosen = [name.strip() for name in names.split(",") if name.strip()]

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from router.core.admission_queue import QueueOrder
 from router.tls_config import ListenTlsConfig, ReplicaTlsConfig
 
 # A name, an IPv4 address, or an IPv6 one in brackets.
@@ -216,6 +217,9 @@ class AdmissionConfig(_Section, frozen=True, kw_only=True):
         over. Priorities are -8 to 8 (others count as the nearest of these); smaller goes first.
     quantum_tokens: What a tenant is served in one turn, about, before the next tenant of the same
         priority and model. Smaller is fairer over short times, larger costs less time.
+    queue_order: Of a tenant's requests of one priority. response_ratio: next is who has waited
+        longest for what it has to compute, so the warm pass until a cold one has waited for long.
+        fcfs: first come, first served.
     """
 
     max_tokens: Positive | None = None
@@ -224,6 +228,7 @@ class AdmissionConfig(_Section, frozen=True, kw_only=True):
     queue_timeout_s: Seconds = 30.0
     aging_s: Seconds | None = 10.0
     quantum_tokens: Positive = 8192
+    queue_order: QueueOrder = "response_ratio"
 
 
 class TimeoutsConfig(_Section, frozen=True, kw_only=True):

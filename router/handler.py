@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
 from urllib.parse import unquote
 
@@ -198,6 +199,7 @@ def _ticket(
         tenant=tenant_of(request),
         priority=priority_of(request, view.priority),
         body_bytes=len(request.body),
+        work=partial(model.work_of, prompt, view.namespace) if prompt else None,
     )
 
 

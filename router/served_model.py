@@ -25,10 +25,11 @@ from router.core.ids import Namespace, ReplicaId
 from router.core.kv_index import KvIndex
 from router.core.lease_board import LeaseBoard
 from router.core.policies import make_policy
-from router.core.policy import Decision, RouteQuery
+from router.core.policy import Decision, RouteQuery, work_of
 from router.core.predictions import Predictions, RoutedPrompt
 from router.core.prefix_tree import Match, PrefixTree
 from router.core.states import State, StateEvent
+from router.core.ticket import Work
 from router.dataplane.http1 import ResponseHead
 from router.dataplane.pool import ReplicaPool
 from router.dataplane.route import Outcome, Rewriter
@@ -212,6 +213,11 @@ class ServedModel:
         """What a request will occupy in a KV cache, about: at least 1."""
         prompt_tokens = prompt_bytes / self.cost.bytes_per_token
         return int(prompt_tokens + self.cost.expected_output_tokens(output_tokens_max)) or 1
+
+    def work_of(self, prompt: bytes, namespace: Namespace) -> Work:
+        """What each replica would have to compute of a prompt, about."""
+        match = self._event_caches.by_replica(self.tree.match(namespace, prompt))
+        return work_of(RouteQuery(prompt, match, self.cost.bytes_per_token), self.fleet)
 
     def can_retry(self, excluded: set[ReplicaId]) -> bool:
         """Whether there is a routable replica not in `excluded`."""

@@ -1,6 +1,6 @@
 """Warmroute's own core as a simulated router: its tree, policy, leases, predictions, learning."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from random import Random
 
 from loadtests.sim.request import SimRequest
@@ -11,13 +11,15 @@ from router.config import PredictionConfig
 from router.core.cost import CostModel
 from router.core.event_delay import probe_end
 from router.core.fleet import Fleet, Lease, Replica
+from router.core.ids import ReplicaId
 from router.core.kv_index import KvIndex
 from router.core.policies import make_policy
-from router.core.policy import Policy, RouteQuery
+from router.core.policy import Policy, RouteQuery, work_of
 from router.core.predictions import Predictions, RoutedPrompt
 from router.core.prefix_tree import PrefixTree
 from router.core.speed_learning import learn_first_token, learn_speed
 from router.core.states import StateEvent
+from router.core.ticket import Work
 
 _DEFAULTS = PredictionConfig()
 _EXPIRED_PER_REQUEST = 3
@@ -60,6 +62,9 @@ class Ours:
         self._under_way: dict[int, tuple[Lease, RoutedPrompt, float | None]] = {}
 
     def route(self, request: SimRequest, now: float) -> int:
+        return self.place(request, now)
+
+    def place(self, request: SimRequest, now: float, excluded: Collection[ReplicaId] = ()) -> int:
         self._predictions.expire_some(now, _EXPIRED_PER_REQUEST)
         self._tree.sweep(_SWEPT_PER_REQUEST)
         text = request.prompt.tobytes()
@@ -72,6 +77,7 @@ class Ours:
                 match=self._tree.match((), text),
                 bytes_per_token=self._cost.bytes_per_token,
                 expected_output_tokens=expected,
+                excluded=excluded,
                 now=now,
                 ttft_target_s=request.ttft_target_s,
             ),
@@ -94,6 +100,17 @@ class Ours:
         routed = self._predictions.routed(decision.replica, (), text, now, end)
         self._under_way[request.number] = (lease, routed, None)
         return self._numbers[decision.replica]
+
+    def tokens_of(self, request: SimRequest) -> int:
+        """What it will occupy in a KV cache, about: at least 1."""
+        prompt_tokens = len(request.prompt.tobytes()) / self._cost.bytes_per_token
+        return int(prompt_tokens + self._cost.expected_output_tokens(None)) or 1
+
+    def work_of(self, request: SimRequest) -> Work:
+        """What each replica would have to compute of its prompt, about."""
+        text = request.prompt.tobytes()
+        match = self._tree.match((), text)
+        return work_of(RouteQuery(text, match, self._cost.bytes_per_token), self._fleet)
 
     def first_token(self, request: SimRequest, replica: int, now: float) -> None:
         lease, routed, _ = self._under_way[request.number]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from loadtests.sim.request import SimRequest
 from protocol.kv_events import KvEvent
@@ -51,8 +51,8 @@ class SimRouter(Protocol):
     hears_events: bool
     """Whether it follows KV events."""
 
-    def route(self, request: SimRequest, now: float) -> int:
-        """Which replica gets it, by index; called once a request."""
+    def route(self, request: SimRequest, now: float) -> int | None:
+        """Which replica gets it, by index; called once a request. None: see `HoldsBack`."""
 
     def first_token(self, request: SimRequest, replica: int, now: float) -> None:
         """The first token of its answer passes through."""
@@ -71,6 +71,24 @@ class SimRouter(Protocol):
 
     def lost(self, replica: int, now: float) -> None:
         """It is known to have restarted: its cache is empty, its requests have failed."""
+
+
+@runtime_checkable
+class HoldsBack(Protocol):
+    """A router in which requests may wait: later it sends them itself, or turns them away."""
+
+    tick_s: float
+    """How often it is told the time."""
+
+    def hold_back(
+        self,
+        send: Callable[[SimRequest, int, float], None],
+        turn_away: Callable[[SimRequest, float], None],
+    ) -> None:
+        """Called once, before the first request: whom to call with those it gave no replica."""
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
 
 
 MakeRouter = Callable[[Sequence[ReplicaFacts], Random], SimRouter]

@@ -11,7 +11,7 @@ from random import Random
 
 from loadtests.sim.replica import Ended, Outcome, SimReplica
 from loadtests.sim.request import SimRequest
-from loadtests.sim.router import MakeRouter, ReplicaFacts
+from loadtests.sim.router import HoldsBack, MakeRouter, ReplicaFacts
 from loadtests.sim.seeing import Coming, SeesEverything
 from protocol.kv_events import KvEvent
 from replica.core.evictions import EvictionName
@@ -51,6 +51,7 @@ class Served:
     """What became of one request.
 
     Attributes:
+        replica: Which one it was sent to; None: none, it was turned away.
         first_token_s, ended_s: Seconds after its arrival; None: it never came.
     """
 
@@ -58,7 +59,7 @@ class Served:
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
-    replica: int
+    replica: int | None = None
     first_token_s: float | None = None
     ended_s: float | None = None
     cached_tokens: int = 0
@@ -132,6 +133,9 @@ class World:
         self._next_arrival(coming)
         if self.router.poll_interval_s is not None:
             self.at(0.0, self._poll)
+        if isinstance(self.router, HoldsBack):
+            self.router.hold_back(self._send, self._turn_away)
+            self.at(0.0, partial(self._tick, self.router))
         told = 0
         while self._heap and (self._more_to_come or self._under_way):
             when, _, then = heapq.heappop(self._heap)
@@ -165,18 +169,33 @@ class World:
         self.at(max(request.arrival_s, self.now), arrive)
 
     def _arrive(self, request: SimRequest, now: float) -> None:
-        replica = self.router.route(request, now)
         served = Served(
             request=request.number,
             arrival_s=now,
             prompt_tokens=len(request.prompt),
             output_tokens=request.output_tokens,
-            replica=replica,
             ttft_target_s=request.ttft_target_s,
         )
         self.run_so_far.served.append(served)
         self._under_way[request.number] = served
+        replica = self.router.route(request, now)
+        if replica is not None:
+            served.replica = replica
+            self._replicas[replica].submit(request, now)
+
+    def _send(self, request: SimRequest, replica: int, now: float) -> None:
+        """It has waited in the router."""
+        self._under_way[request.number].replica = replica
         self._replicas[replica].submit(request, now)
+
+    def _turn_away(self, request: SimRequest, now: float) -> None:
+        served = self._under_way.pop(request.number)
+        served.ended_s = now - served.arrival_s
+        served.failed = True
+
+    def _tick(self, router: HoldsBack, now: float) -> None:
+        router.tick(now)
+        self.at(now + router.tick_s, partial(self._tick, router))
 
     def _replica(self, number: int, spec: ReplicaSpec) -> SimReplica:
         preset = spec.preset

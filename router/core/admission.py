@@ -7,13 +7,16 @@ The order among those that wait:
 
 1. The most urgent level first, whatever the model. Waiting makes more urgent (`AdmissionQueue`).
 2. Within a level the models take turns by the tokens they were admitted (`ModelTurns`).
-3. Within a model and level the tenants take turns by tokens (`TenantRing`), each first come first
-   served.
+3. Within a model and level the tenants take turns by tokens (`TenantRing`).
+4. Of a tenant's requests the next is who has waited longest for what it has to compute: the warm go
+   first, until a cold one has waited for long (`Lane`). Or first come, first served.
 
-Nobody overtakes the next of its model: if that one fits no replica, all of the model wait, smaller
-and less urgent ones too. They would take what becomes free, and a large request would never find
-enough; as nothing passes it, what runs will end and leave it room. Other models go on. If the next
-fits a replica but not the limit over all, all models wait, for the same reason.
+Who is next depends on the replica that has room, by what its cache holds. Nobody overtakes the next
+of its model there: if that one does not fit, nobody goes there, smaller and less urgent ones
+neither. They would take what becomes free, and a large request would never find enough; as nothing
+passes it, what runs will end and leave it room. Other replicas and models go on. If the next fits a
+replica but not the limit over all, all models wait, for the same reason; and if a replica's limit
+is too small for its next, all of the model wait until that has gone where the limit is larger.
 
 A request larger than a limit counts as just as large as that: it runs when nothing else does (limit
 over all), or when a replica with the model's largest limit is idle. Nothing is too large to run.
@@ -28,16 +31,18 @@ The wiring. `owner` is the caller's request; room is kept from a ticket's admiss
     finished   admission.finish(ticket, now), however it ended, waiting or running; then pump
     pump       while one := admission.admit_next(now): one.owner.start()       # it assigns
     apply      after a transition: admission.capacity.set_routable(model, those that are); pump
-    tick       for one in admission.expire(now): one.owner.fail(admission.refusal(one, now)); pump
+    tick       for one in admission.expire(now): one.owner.fail(admission.refusal(one, now));
+               admission.queue.look(LOOKS); pump
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from protocol.errors import Overloaded
-from router.core.admission_queue import AdmissionQueue
+from router.core.admission_queue import AdmissionQueue, QueueOrder
 from router.core.capacity import Capacity
 from router.core.drain_rate import DrainRate
 from router.core.fair_shedding import excess
@@ -45,6 +50,8 @@ from router.core.ids import ReplicaId
 from router.core.model_turns import ModelTurns
 from router.core.ticket import LEVELS, Ticket, TicketState, clamped
 
+# Whose caches are looked at again at each tick: ten ticks a second, each look some 20 µs.
+LOOKS = 8
 _RETRY_AFTER_S_LEAST = 1.0
 _RETRY_AFTER_S_MOST = 60.0
 # While nothing has been seen leaving.
@@ -76,6 +83,17 @@ class AdmissionCounters:
     waited_s: float = 0.0
 
 
+class Next(NamedTuple):
+    """Who is next of a model and fits a replica, whether or not it fits the limit over all.
+
+    Attributes:
+        kept: Replicas with some room, but for another, who is next there and needs more.
+    """
+
+    ticket: Ticket
+    kept: Collection[ReplicaId] = ()
+
+
 class Admission:
     """Pure: time is the caller's, in seconds.
 
@@ -93,10 +111,13 @@ class Admission:
         queue_timeout_s: float = 30.0,
         aging_s: float | None = 10.0,
         quantum_tokens: int = 8192,
+        queue_order: QueueOrder = "response_ratio",
     ) -> None:
         """See `AdmissionConfig`."""
         self.capacity = Capacity(max_tokens)
-        self.queue = AdmissionQueue(quantum_tokens=quantum_tokens, aging_s=aging_s)
+        self.queue = AdmissionQueue(
+            quantum_tokens=quantum_tokens, aging_s=aging_s, queue_order=queue_order
+        )
         self.counters = AdmissionCounters()
         self._queue_requests = queue_requests
         self._queue_bytes = queue_bytes
@@ -121,8 +142,8 @@ class Admission:
         if not queue.requests and self.capacity.fits(ticket.model, ticket.tokens):
             self._admit(ticket)
             return ()
-        queue.age(now)
         level = clamped(ticket.priority)
+        queue.age(now, level)
         if self.capacity.fits(ticket.model, ticket.tokens) and self._comes_first(ticket, level):
             self._turns[level].admitted(ticket.model, ticket.tokens)
             self._admit(ticket)
@@ -143,9 +164,11 @@ class Admission:
         if not self.queue.requests:
             return None
         self.queue.age(now)
-        ticket = self._next()
-        if ticket is None or not self.capacity.fits_limit(ticket.tokens):
+        first = self._next()
+        if first is None or not self.capacity.fits_limit(first.ticket.tokens):
             return None
+        ticket = first.ticket
+        ticket.kept = first.kept
         self._turns[ticket.level].admitted(ticket.model, ticket.tokens)
         self.queue.serve(ticket)
         self._left_queue(ticket, now)
@@ -153,7 +176,7 @@ class Admission:
         return ticket
 
     def excluded(self, ticket: Ticket, tried: Collection[ReplicaId] = ()) -> Collection[ReplicaId]:
-        """The replicas that the policy must pass over: `tried`, and those that have no room.
+        """The replicas that the policy must pass over: `tried`, and those without room for it.
 
         Never all that are left: see `Capacity.excluded`.
         """
@@ -227,31 +250,63 @@ class Admission:
         self.capacity.admit(ticket)
         self.counters.admitted += 1
 
-    def _next(self) -> Ticket | None:
-        """Who is next of those that fit a replica, whether or not it fits the limit over all."""
+    def next_of(self, model: str) -> Next | None:
+        """Of a model of which something waits; None: nobody may go.
+
+        If several replicas have room for the next ones there, who has waited longest for its work.
+        """
+        room, queue = self.capacity.models[model], self.queue
+        if not (room.limited and queue.by_ratio):
+            _, ticket = queue.head(model, None)
+            return Next(ticket) if room.fits(ticket.tokens) else None
+        level, now = queue.level(model), queue.now
+        chosen, highest = None, -1.0
+        kept: list[ReplicaId] = []
+        for replica in room.routable:
+            if not room.has_room(replica, 1):
+                continue
+            before = room.kept_for(replica, now)
+            if before is not None and before.state is _WAITING and before.level == level:
+                kept.append(replica.id)
+                continue
+            ratio, ticket = queue.head(model, replica.id)
+            if room.never_fits(replica, ticket.tokens):
+                return Next(ticket) if room.fits(ticket.tokens) else None
+            if not room.has_room(replica, ticket.tokens):
+                kept.append(replica.id)
+                room.keep(replica, ticket, now)
+            elif ratio > highest:
+                chosen, highest = ticket, ratio
+        return None if chosen is None else Next(chosen, kept)
+
+    def _next(self, but: str = "") -> Next | None:
+        """Who is next of all models, or of those but one."""
         chosen, least = None, (0, 0)
         for model in self.queue.models:
-            head = self.queue.head(model)
-            assert head is not None, "something of this model waits"
-            if self.capacity.models[model].fits(head.tokens):
-                order = (head.level, self._turns[head.level].start(model))
+            found = None if model == but else self.next_of(model)
+            if found is not None:
+                order = self._order(found.ticket)
                 if chosen is None or order < least:
-                    chosen, least = head, order
+                    chosen, least = found, order
         return chosen
+
+    def _order(self, ticket: Ticket) -> tuple[int, int]:
+        """Among models: the level, then whose turn it is."""
+        return ticket.level, self._turns[ticket.level].start(ticket.model)
 
     def _comes_first(self, ticket: Ticket, level: int) -> bool:
         """Whether a new request goes before all that wait and could run but for the limit over all.
 
         Not before those of its own model and level, who wait for their turns.
         """
-        head = self.queue.head(ticket.model)
-        if head is not None and head.level <= level:
+        own = self.queue.level(ticket.model)
+        if own is not None and own <= level:
             return False
-        first = self._next()
-        if first is None or first is head:
+        first = self._next(but=ticket.model)
+        if first is None:
             return True
         order = (level, self._turns[level].start(ticket.model))
-        return order < (first.level, self._turns[first.level].start(first.model))
+        return order < self._order(first.ticket)
 
     def _make_place(self, ticket: Ticket, now: float) -> list[Ticket]:
         """Sheds what is less urgent until `ticket` may wait, too, and if that is not enough what

@@ -1,9 +1,13 @@
 """What waits for admission, in the order it is admitted: by level, then tenants in turn.
 
     model m   level -1   TenantRing     A request starts in the level that is its priority, and
-              level  0   TenantRing     each `aging_s` comes to the next more urgent one, to -8 at
-    model n   level  0   TenantRing     most. Of its tenant's requests there it is the last. A turn
-                                        it was saving for in the level it left is forgotten.
+              level  0   TenantRing     each `aging_s` comes to the next more urgent one. There its
+    model n   level  0   TenantRing     waiting begins anew (`Lane`), and a turn it was saving for
+                                        in the level it left is forgotten.
+
+Nobody ages beyond the most urgent priority that waits: ageing is for passing those who came with
+one, and among those of the same priority a level each `aging_s` would be first come, first served.
+When a more urgent one comes, who has waited for it comes up at once.
 
 The same tickets lie in two more orders, so that whatever happens costs O(1) for each ticket it
 happens to (and O(levels) once): by arrival within each priority, where the oldest expires and the
@@ -11,27 +15,44 @@ youngest is shed, and by coming to each level, where the first is the next to ag
 the older is never less urgent than the younger, so the youngest of the least urgent level is the
 last of some priority. Of each priority it is also known which tenant has how much: the one with the
 most gives way to others when the queue is full.
+
+What a request would have to compute is asked when it begins to wait, and again now and then, since
+caches change: `look`.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
 
 from router.core.fair_shedding import Places
+from router.core.ids import ReplicaId
 from router.core.tenant_ring import TenantRing
-from router.core.ticket import LEAST_URGENT, LEVELS, MOST_URGENT, Ticket, clamped
+from router.core.ticket import LEAST_URGENT, LEVELS, Ticket, Work, clamped
+
+QueueOrder = Literal["response_ratio", "fcfs"]
+_SAME = Work.everywhere(1)
 
 
 class AdmissionQueue:
     """Unbounded: whoever adds keeps the bounds.
 
     Attributes:
+        by_ratio: Whether what caches hold counts: who is next may depend on the replica.
+        now: The time last told.
         requests, tokens, body_bytes: Of all that waits.
         requests_by_level, bytes_by_level: The same, level by level.
     """
 
-    def __init__(self, *, quantum_tokens: int, aging_s: float | None) -> None:
+    def __init__(
+        self, *, quantum_tokens: int, aging_s: float | None, queue_order: QueueOrder
+    ) -> None:
+        """
+        Args:
+            queue_order: Of a tenant's requests. Those of the same work come first come first
+                served; with "fcfs" all count as such.
+        """
         self.requests = 0
         self.tokens = 0
         self.body_bytes = 0
@@ -39,6 +60,7 @@ class AdmissionQueue:
         self.bytes_by_level = dict.fromkeys(LEVELS, 0)
         self._quantum_tokens = quantum_tokens
         self._aging_s = aging_s
+        self.by_ratio = queue_order == "response_ratio"
         # By model, then level; only what is not empty.
         self._rings: dict[str, dict[int, TenantRing]] = {}
         self._by_arrival: dict[int, OrderedDict[Ticket, None]] = {
@@ -48,33 +70,50 @@ class AdmissionQueue:
         self._by_entry: dict[int, OrderedDict[Ticket, None]] = {
             level: OrderedDict() for level in LEVELS
         }
+        # Whose work is to be asked next is first; all of them, or nobody where it does not count.
+        self._looks: OrderedDict[Ticket, None] = OrderedDict()
         self._arrivals = 0
-        self._now = float("-inf")
-        # Nobody ages before.
+        self.now = float("-inf")
+        # Nobody ages before, nor beyond.
         self._ages_at = float("inf")
+        self._most_urgent = LEAST_URGENT
 
     @property
     def models(self) -> Iterable[str]:
         """Those for which something waits."""
         return self._rings.keys()
 
-    def head(self, model: str) -> Ticket | None:
-        """Who of this model is next."""
+    def level(self, model: str) -> int | None:
+        """The most urgent in which something of this model waits."""
         rings = self._rings.get(model)
-        return rings[min(rings)].head() if rings else None
+        return min(rings) if rings else None
+
+    def head(self, model: str, replica: ReplicaId | None) -> tuple[float, Ticket]:
+        """Who is next of a model for which something waits, as `Lane.head`, at the time last told.
+
+        First come, first served it is the same for every replica.
+        """
+        rings = self._rings[model]
+        return rings[min(rings)].head(self.now, replica)
 
     def add(self, ticket: Ticket, now: float) -> None:
         """It waits from now on, in the level of its priority."""
-        self.age(now)
+        priority = clamped(ticket.priority)
+        self.age(now, priority)
+        self._most_urgent = min(self._most_urgent, priority)
         ticket.number = self._arrivals
         self._arrivals += 1
-        ticket.offered_at = ticket.entered_at = self._now
-        ticket.level = clamped(ticket.priority)
+        ticket.offered_at = ticket.entered_at = self.now
+        ticket.level = priority
+        ticket.its_work = _SAME
+        if self.by_ratio:
+            ticket.its_work = _work(ticket)
+            self._looks[ticket] = None
         self.requests += 1
         self.tokens += ticket.tokens
         self.body_bytes += ticket.body_bytes
-        self._by_arrival[ticket.level][ticket] = None
-        self._by_tenant[ticket.level].setdefault(ticket.tenant, Places()).add(ticket)
+        self._by_arrival[priority][ticket] = None
+        self._by_tenant[priority].setdefault(ticket.tenant, Places()).add(ticket)
         self._enter(ticket)
 
     def serve(self, ticket: Ticket) -> None:
@@ -87,22 +126,28 @@ class AdmissionQueue:
         self._ring_of(ticket).remove(ticket)
         self._left(ticket)
 
-    def age(self, now: float) -> None:
+    def age(self, now: float, newcomer: int = LEAST_URGENT) -> None:
         """Moves up those that have been in their level for long enough.
+
+        Args:
+            newcomer: The priority of one that is about to wait, or to pass those who do.
 
         The least urgent level first: who has waited for two levels' time comes up twice. Each
         level's order of coming stays one of time, since nothing was added later than the last call.
         """
-        self._now = max(self._now, now)
-        if self._aging_s is None or self._now < self._ages_at:
+        self.now = max(self.now, now)
+        if self._aging_s is None:
+            return
+        if self.now < self._ages_at and newcomer >= self._most_urgent:
             return
         self._ages_at = float("inf")
-        for level in range(LEAST_URGENT, MOST_URGENT, -1):
+        most_urgent = min(self._most_urgent, newcomer)
+        for level in range(LEAST_URGENT, most_urgent, -1):
             entered = self._by_entry[level]
             while entered:
                 ticket = next(iter(entered))
                 ages_at = ticket.entered_at + self._aging_s
-                if ages_at > self._now:
+                if ages_at > self.now:
                     self._ages_at = min(self._ages_at, ages_at)
                     break
                 self._ring_of(ticket).remove(ticket)
@@ -110,6 +155,13 @@ class AdmissionQueue:
                 ticket.level -= 1
                 ticket.entered_at += self._aging_s
                 self._enter(ticket)
+
+    def look(self, count: int) -> None:
+        """Asks some of them anew what they would have to compute, in turn."""
+        for _ in range(min(count, len(self._looks))):
+            ticket = next(iter(self._looks))
+            self._looks.move_to_end(ticket)
+            self._ring_of(ticket).weigh(ticket, _work(ticket))
 
     def arrived_by(self, moment: float) -> list[Ticket]:
         """Those that came at `moment` or before, oldest first."""
@@ -142,7 +194,7 @@ class AdmissionQueue:
             ring = rings[level] = TenantRing(self._quantum_tokens)
         ring.add(ticket)
         self._by_entry[level][ticket] = None
-        if self._aging_s is not None and level > MOST_URGENT:
+        if self._aging_s is not None and level > self._most_urgent:
             self._ages_at = min(self._ages_at, ticket.entered_at + self._aging_s)
         self.requests_by_level[level] += 1
         self.bytes_by_level[level] += ticket.body_bytes
@@ -162,8 +214,13 @@ class AdmissionQueue:
     def _left(self, ticket: Ticket) -> None:
         """It has left its ring, and waits no longer."""
         self._leave(ticket)
+        if self.by_ratio:
+            del self._looks[ticket]
         priority = clamped(ticket.priority)
-        del self._by_arrival[priority][ticket]
+        arrivals = self._by_arrival[priority]
+        del arrivals[ticket]
+        if not arrivals and priority == self._most_urgent:
+            self._most_urgent = self._most_urgent_waiting()
         places = self._by_tenant[priority][ticket.tenant]
         places.remove(ticket)
         if not places.tickets:
@@ -171,6 +228,9 @@ class AdmissionQueue:
         self.requests -= 1
         self.tokens -= ticket.tokens
         self.body_bytes -= ticket.body_bytes
+
+    def _most_urgent_waiting(self) -> int:
+        return next((one for one in LEVELS if self._by_arrival[one]), LEAST_URGENT)
 
     def __iter__(self) -> Iterator[Ticket]:
         """All that waits, in no order of its own."""
@@ -201,6 +261,7 @@ class AdmissionQueue:
                 in_rings.extend(found)
         assert len(in_rings) == len(waiting)
         assert set(in_rings) == waiting
+        assert set(self._looks) == (waiting if self.by_ratio else set())
         for level, entered in self._by_entry.items():
             times = [ticket.entered_at for ticket in entered]
             assert times == sorted(times), "in the order they came"
@@ -208,6 +269,7 @@ class AdmissionQueue:
             assert len(entered) == self.requests_by_level[level]
             assert sum(one.body_bytes for one in entered) == self.bytes_by_level[level]
         assert sum(self.requests_by_level.values()) == self.requests
+        assert self._most_urgent == self._most_urgent_waiting()
         for priority, tenants in self._by_tenant.items():
             assert all(one.tickets for one in tenants.values()), "idle tenants are not kept"
             there = [ticket for one in tenants.values() for ticket in one.tickets]
@@ -220,6 +282,10 @@ class AdmissionQueue:
             assert numbers == sorted(numbers)
             levels = [ticket.level for ticket in tickets]
             assert levels == sorted(levels), "of one priority the older is never less urgent"
+
+
+def _work(ticket: Ticket) -> Work:
+    return Work.everywhere(ticket.tokens) if ticket.work is None else ticket.work()
 
 
 def _number(ticket: Ticket) -> int:

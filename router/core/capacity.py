@@ -65,7 +65,8 @@ class Capacity:
         self.models[ticket.model].unplaced_tokens += ticket.tokens
 
     def excluded(self, ticket: Ticket, tried: Collection[ReplicaId]) -> Collection[ReplicaId]:
-        """`tried`, and the replicas that have no room for this admitted ticket.
+        """`tried`, and the replicas that have no room for this admitted ticket, or keep it for
+        another.
 
         If that leaves none, because replicas have gone or a retry finds the others full, only
         `tried`: better a replica beyond its limit by one request than a request failed.
@@ -74,10 +75,14 @@ class Capacity:
         # One that moves must leave room for those that have no place yet.
         kept_tokens = 0 if ticket.replica is None else room.unplaced_tokens
         full = room.full(ticket.tokens, kept_tokens)
-        if not full:
+        kept = ticket.kept if ticket.replica is None else ()
+        if not full and not kept:
             return tried
         excluded = {*tried, *full}
-        return tried if all(one.id in excluded for one in room.routable) else excluded
+        for passed_over in (excluded.union(kept), excluded):
+            if any(one.id not in passed_over for one in room.routable):
+                return passed_over
+        return tried
 
     def place(self, ticket: Ticket, replica: ReplicaId) -> None:
         """It runs there from now on, and no longer where it ran before."""

@@ -13,6 +13,7 @@ from router.core.fleet import Replica
 from router.core.ids import ReplicaId
 from router.core.prefix_tree import Confirmed, Match
 from router.core.targets import Targets
+from router.core.ticket import Work
 
 EMPTY_MATCH = Match({}, {})
 _NOTHING = Confirmed(0, 0)
@@ -140,6 +141,22 @@ def candidates(query: RouteQuery, view: FleetView) -> Sequence[Replica]:
         tried = f" ({len(query.excluded)} tried)" if query.excluded else ""
         raise NoReplica(f"no replica can take the request now{tried}")
     return routable
+
+
+def work_of(query: RouteQuery, view: FleetView) -> Work:
+    """What each replica would have to compute of the prompt."""
+    match, most = query.match, 0
+    whole = int(len(query.prompt) / query.bytes_per_token + 0.5) or 1
+    less: dict[ReplicaId, int] = {}
+    for one in view.routable:
+        if one.id in match.confirmed or one.id in match.predicted:
+            less[one.id] = tokens = split_prompt(query, one, match).uncached
+        else:
+            tokens = whole
+        most = max(most, tokens)
+    most = most or whole
+    less = {replica: tokens for replica, tokens in less.items() if tokens < most}
+    return Work(most, less, min(less.values(), default=most))
 
 
 def split_prompt(query: RouteQuery, replica: Replica, match: Match) -> PromptSplit:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
+from router.core.ids import ReplicaId
 from router.core.token_room import ReplicaRoom
 
 # Priorities beyond these count as these: whoever waits is in one of seventeen levels.
@@ -27,6 +30,24 @@ class TicketState(StrEnum):
     WITHDRAWN = "withdrawn"
 
 
+class Work(NamedTuple):
+    """Prompt tokens that would have to be computed: at least 1 wherever it goes.
+
+    Attributes:
+        tokens: On a replica that holds as little of the prompt as any.
+        less: By replica, where it is less than that.
+        least: On the one that holds the most of it.
+    """
+
+    tokens: int
+    less: Mapping[ReplicaId, int]
+    least: int
+
+    @classmethod
+    def everywhere(cls, tokens: int) -> Work:
+        return cls(tokens, {}, tokens)
+
+
 @dataclass(slots=True, eq=False)
 class Ticket:
     """One request, from the moment it is offered to its end.
@@ -38,12 +59,16 @@ class Ticket:
         priority: As in vLLM: smaller is more urgent. Clamped to -8..8.
         body_bytes: What it holds in memory while it waits.
         owner: The caller's own; never looked at.
+        work: Tells what would have to be computed if it ran now; asked only while it waits. None:
+            nobody knows; then all its tokens, everywhere.
         waited_s: How long it waited, known once it does no longer.
         replica: Where it runs; None before it is taken there.
+        kept: Where there was room when it was admitted, but not for it.
         number: Counts those that ever waited: the order of arrival.
         offered_at: When it began to wait, in the caller's seconds.
         level: Its priority, made more urgent by waiting.
         entered_at: When it came to this level.
+        its_work: What `work` said last; the same of all where nobody asks.
     """
 
     model: str
@@ -52,14 +77,17 @@ class Ticket:
     priority: int = 0
     body_bytes: int = 0
     owner: object = field(default=None, repr=False)
+    work: Callable[[], Work] | None = field(default=None, repr=False)
     state: TicketState = field(default=TicketState.NEW, init=False)
     waited_s: float = field(default=0.0, init=False)
     replica: ReplicaRoom | None = field(default=None, init=False, repr=False)
+    kept: Collection[ReplicaId] = field(default=(), init=False, repr=False)
     # Set when it begins to wait.
     number: int = field(init=False, repr=False)
     offered_at: float = field(init=False, repr=False)
     level: int = field(init=False, repr=False)
     entered_at: float = field(init=False, repr=False)
+    its_work: Work = field(init=False, repr=False)
 
 
 def clamped(priority: int) -> int:

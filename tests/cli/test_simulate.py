@@ -65,6 +65,38 @@ def test_replicas_admit_in_the_order_they_are_told(capsys: pytest.CaptureFixture
     assert means["response_ratio"] < 0.8 * means["fcfs"]
 
 
+def test_where_tokens_in_flight_are_limited_requests_wait_or_are_turned_away(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["simulate", "agents", "--requests", "300", "--rate", "20", "--replicas", "2"]
+    limits = ["--policy", "prefix_aware,least_tokens", "--replica-max-tokens", "400000"]
+    rows = {}
+    for order in ("response_ratio", "fcfs"):
+        for timeout in ("10", "1000"):
+            queue = ["--router-queue", order, "--queue-timeout", timeout]
+            assert main([*command, *limits, *queue, "--json"]) == 0
+            ours, theirs = json.loads(capsys.readouterr().out)["rows"]
+            rows[order, timeout] = ours
+            assert theirs["failed"] == 0, "only prefix_aware has these limits"
+    assert all(rows[order, "1000"]["failed"] == 0 for order in ("response_ratio", "fcfs"))
+    assert rows["fcfs", "10"]["failed"] > rows["response_ratio", "10"]["failed"]
+    warm, cold = rows["response_ratio", "1000"], rows["fcfs", "1000"]
+    assert warm["hit_tokens"] > cold["hit_tokens"]
+    assert warm["ttft_mean_s"] < cold["ttft_mean_s"]
+
+
+def test_a_limit_over_all_replicas_holds_back(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["simulate", "chat", "--requests", "100", "--policy", "prefix_aware", "--json"]
+    means = []
+    for limit in ([], ["--max-tokens", "10000"]):
+        assert main([*command, *limit, "--queue-timeout", "1000"]) == 0
+        (row,) = json.loads(capsys.readouterr().out)["rows"]
+        assert row["requests"] == 100
+        assert row["failed"] == 0
+        means.append(row["ttft_mean_s"])
+    assert means[1] > 2 * means[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -75,8 +107,12 @@ def test_replicas_admit_in_the_order_they_are_told(capsys: pytest.CaptureFixture
         (["chat", "--eviction", "mru"], "--eviction mru: there are lru, reuse"),
         (["chat", "--queue-order", "sjf"], "--queue-order sjf: there are response_ratio, fcfs"),
         (["chat", "--set", "colour=red"], "chat: no parameter 'colour'"),
+        (["chat", "--max-tokens", "0"], "--max-tokens: expected at least 1, got 0"),
+        (["chat", "--replica-max-tokens", "-1"], "--replica-max-tokens: expected at least 1"),
+        (["chat", "--router-queue", "lifo"], "--router-queue lifo: there are response_ratio, fcfs"),
+        (["chat", "--queue-timeout", "0"], "--queue-timeout: expected more than 0, got 0"),
     ],
-    ids=["trace", "policy", "preset", "replicas", "eviction", "queue order", "parameter"],
+    ids=lambda value: value[1] if isinstance(value, list) and len(value) > 1 else "",
 )
 def test_what_makes_no_sense_is_told_in_a_line(
     arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]

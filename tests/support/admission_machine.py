@@ -8,7 +8,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from protocol.errors import Overloaded
 from router.core.admission import Admission
-from router.core.ticket import Ticket, TicketState
+from router.core.admission_queue import QueueOrder
+from router.core.ticket import Ticket, TicketState, Work
+from tests.support.admission_checks import AdmissionChecks
 from tests.support.admission_model import AdmissionModel
 
 # Few of everything, so that everything meets everything.
@@ -17,18 +19,23 @@ TENANTS = st.sampled_from(["a", "b", "c"])
 PRIORITIES = st.sampled_from([0, 0, 0, 0, 1, 1, -1, 8, -8, 99, -99])
 TOKENS = st.sampled_from([1, 2, 3, 3, 4, 5, 8])
 LIMITS = st.sampled_from([6, 6, 4, 7, None])
+ORDERS = st.sampled_from(["response_ratio", "response_ratio", "fcfs"])
+# What is cached of a prompt: the work where nothing is, then on two of the replicas.
+WORKS = st.sampled_from(
+    [None, (8, 8, 8), (8, 2, 8), (8, 8, 1), (64, 4, 16), (64, 64, 2), (1, 1, 1)]
+)
 PICKS = st.integers(0, 1000)
-LARGEST = 8
 TIMEOUT_S = 8
 
 
-class AdmissionAgainstLists(RuleBasedStateMachine):
+class AdmissionAgainstLists(RuleBasedStateMachine, AdmissionChecks):
     @initialize(
         max_tokens=st.sampled_from([8, 15, 6, None]),
         queue_requests=st.sampled_from([100, 100, 100, 8, 3, 0]),
         queue_bytes=st.sampled_from([1000, 1000, 20]),
         aging_s=st.sampled_from([None, None, 2, 5]),
         quantum=st.sampled_from([1, 4, 16]),
+        queue_order=ORDERS,
         limits=st.lists(LIMITS, min_size=4, max_size=4),
     )
     def start(
@@ -38,6 +45,7 @@ class AdmissionAgainstLists(RuleBasedStateMachine):
         queue_bytes: int,
         aging_s: float | None,
         quantum: int,
+        queue_order: QueueOrder,
         limits: list[int | None],
     ) -> None:
         self.queue_requests, self.queue_bytes, self.quantum = queue_requests, queue_bytes, quantum
@@ -48,10 +56,12 @@ class AdmissionAgainstLists(RuleBasedStateMachine):
             queue_timeout_s=TIMEOUT_S,
             aging_s=aging_s,
             quantum_tokens=quantum,
+            queue_order=queue_order,
         )
         self.model = AdmissionModel(max_tokens, aging_s)
         self.now = 0.0
         self.over: list[Ticket] = []
+        self.works: dict[Ticket, tuple[int, int, int]] = {}
         self.counts: Counter[str] = Counter()
         # Admitted since the replicas last changed: room is kept for each.
         self.promised: set[Ticket] = set()
@@ -84,15 +94,27 @@ class AdmissionAgainstLists(RuleBasedStateMachine):
         priority=PRIORITIES,
         body_bytes=st.sampled_from([0, 1, 9, 25]),
         later=st.booleans(),
+        work=WORKS,
     )
     def offer(
-        self, model: str, tokens: int, tenant: str, priority: int, body_bytes: int, later: bool
+        self,
+        model: str,
+        tokens: int,
+        tenant: str,
+        priority: int,
+        body_bytes: int,
+        later: bool,
+        work: tuple[int, int, int] | None,
     ) -> None:
         ticket = Ticket(model, tokens, tenant, priority, body_bytes)
+        if work is not None:
+            self.works[ticket] = work
+            ticket.work = lambda: self.work_of(ticket)
         before, level = self.model, max(-8, min(8, priority))
         fits = before.fits_a_replica(model, tokens) and before.fits_the_limit(tokens)
+        before.age(self.now, level)
         waits = self.waits_before(model, level)
-        shed = before.shed_for(ticket, self.now, self.queue_requests, self.queue_bytes)
+        shed = before.shed_for(ticket, self.queue_requests, self.queue_bytes)
         told, refusal = self.offered(ticket)
         if refusal is not None:
             assert shed is None
@@ -129,36 +151,41 @@ class AdmissionAgainstLists(RuleBasedStateMachine):
 
     def waits_before(self, model: str, level: int) -> bool:
         """Whether someone of this model waits in this level or a more urgent one."""
-        own = self.model.most_urgent(model, self.now)
+        own = self.model.most_urgent(model)
         return own is not None and own <= level
-
-    def blocked_at_the_limit(self, level: int, but: str = "") -> list[Ticket]:
-        """The next of models in this level or a more urgent one, who would fit a replica.
-
-        Args:
-            but: Without those of this model.
-        """
-        queue = self.admission.queue
-        heads = [queue.head(model) for model in queue.models if model != but]
-        return [
-            one
-            for one in heads
-            if one is not None
-            and one.level <= level
-            and self.model.fits_a_replica(one.model, one.tokens)
-        ]
 
     @rule(
         model=MODELS,
-        requests=st.lists(st.tuples(TOKENS, TENANTS), min_size=4, max_size=20),
+        requests=st.lists(st.tuples(TOKENS, TENANTS, WORKS), min_size=4, max_size=20),
         priority=PRIORITIES,
         later=st.booleans(),
     )
     def many_come(
-        self, model: str, requests: list[tuple[int, str]], priority: int, later: bool
+        self,
+        model: str,
+        requests: list[tuple[int, str, tuple[int, int, int] | None]],
+        priority: int,
+        later: bool,
     ) -> None:
-        for tokens, tenant in requests:
-            self.offer(model, tokens, tenant, priority, 1, later)
+        for tokens, tenant, work in requests:
+            self.offer(model, tokens, tenant, priority, 1, later, work)
+
+    def work_of(self, ticket: Ticket) -> Work:
+        most, *least = self.works[ticket]
+        replicas = zip(self.model.limits[ticket.model], least, strict=True)
+        less = {replica: tokens for replica, tokens in replicas if tokens < most}
+        return Work(most, less, min(least))
+
+    @precondition(lambda self: self.model.waiting)
+    @rule(pick=PICKS, work=WORKS, count=st.sampled_from([1, 3, 100]), later=st.booleans())
+    def caches_change(
+        self, pick: int, work: tuple[int, int, int] | None, count: int, later: bool
+    ) -> None:
+        ticket = self.model.waiting[pick % len(self.model.waiting)].ticket
+        if ticket in self.works and work is not None:
+            self.works[ticket] = work
+        self.admission.queue.look(count)
+        self.pump(later)
 
     @rule(seconds=st.sampled_from([0, 1, 1, 2, 2, 3, 9]))
     def time_passes(self, seconds: int) -> None:
@@ -251,47 +278,20 @@ class AdmissionAgainstLists(RuleBasedStateMachine):
     def pump(self, later: bool) -> None:
         """Until nobody can run. Those admitted are placed at once, or later."""
         while True:
+            self.model.age(self.now)
             room = {
                 one.ticket: self.model.fits_a_replica(one.ticket.model, one.ticket.tokens)
                 and self.model.fits_the_limit(one.ticket.tokens)
                 for one in self.model.waiting
             }
+            roomy = self.roomy()
             ticket = self.admission.admit_next(self.now)
             if ticket is None:
                 break
             assert room[ticket], "it fits"
-            self.was_served(ticket)
+            self.was_served(ticket, roomy[ticket.model])
             self.admitted(ticket, later)
         self.nothing_waits_that_could_run()
-
-    def was_served(self, ticket: Ticket) -> None:
-        """Nobody who may go before it was passed over, and its tenant got no more than a share."""
-        level = self.model.most_urgent(ticket.model, self.now)
-        assert ticket.level == level, "the most urgent first"
-        assert ticket in [one.ticket for one in self.model.may_be_next(ticket.model, self.now)]
-        assert not self.blocked_at_the_limit(level - 1, ticket.model), "also of another model"
-        self.see_leads()
-        for key, (lead, least, most) in self.leads.items():
-            model, at, first, second = key
-            if (model, at) == (ticket.model, level) and ticket.tenant in (first, second):
-                lead += ticket.tokens if ticket.tenant == first else -ticket.tokens
-                self.leads[key] = lead, min(least, lead), max(most, lead)
-                assert max(most, lead) - min(least, lead) <= self.quantum + 2 * LARGEST
-
-    def see_leads(self) -> None:
-        """Only those who both wait are compared, from when they both do."""
-        lanes = {
-            (one.ticket.model, self.model.level(one, self.now), one.ticket.tenant)
-            for one in self.model.waiting
-        }
-        for key in list(self.leads):
-            model, level, first, second = key
-            if not {(model, level, first), (model, level, second)} <= lanes:
-                del self.leads[key]
-        for model, level, first in lanes:
-            for second in "abc":
-                if first < second and (model, level, second) in lanes:
-                    self.leads.setdefault((model, level, first, second), (0, 0, 0))
 
     def admitted(self, ticket: Ticket, later: bool) -> None:
         assert ticket.state is TicketState.ADMITTED
@@ -313,8 +313,9 @@ class AdmissionAgainstLists(RuleBasedStateMachine):
             if one not in tried and self.model.has_room(model, one, ticket.tokens, beside)
         ]
         allowed = [one for one in self.model.routable[model] if one not in excluded]
+        kept = ticket.kept if entry.replica is None else ()
         if room:
-            assert allowed == room
+            assert allowed == ([one for one in room if one not in kept] or room)
         else:
             assert ticket not in self.promised or entry.replica is not None, "room was kept"
             assert set(excluded) == set(tried)
@@ -328,16 +329,6 @@ class AdmissionAgainstLists(RuleBasedStateMachine):
         limit, in_flight = self.model.limits[model][chosen], self.model.in_flight(chosen)
         if room and limit is not None:
             assert in_flight <= max(limit, ticket.tokens), "a limit holds, but for the too large"
-
-    def nothing_waits_that_could_run(self) -> None:
-        stopped = self.blocked_at_the_limit(8)
-        for ticket in stopped:
-            assert any(not self.model.fits_the_limit(one.tokens) for one in stopped)
-            assert ticket in [one.ticket for one in self.model.may_be_next(ticket.model, self.now)]
-        if stopped:
-            first = min(one.level for one in stopped)
-            firsts = [one for one in stopped if one.level == first]
-            assert any(not self.model.fits_the_limit(one.tokens) for one in firsts)
 
     def turned_away(self, ticket: Ticket, state: TicketState) -> None:
         assert ticket.state is state

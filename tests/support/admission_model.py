@@ -14,6 +14,7 @@ class Entry:
     ticket: Ticket
     arrived: float
     number: int
+    level: int
     replica: str | None = None
 
     @property
@@ -76,41 +77,58 @@ class AdmissionModel:
 
     # Order
 
-    def level(self, entry: Entry, now: float) -> int:
+    def age(self, now: float, newcomer: int = 8) -> None:
+        """Up a level each `aging_s`, to the most urgent priority that waits, or comes."""
         if self.aging_s is None:
-            return entry.priority
-        return max(-8, entry.priority - int((now - entry.arrived) // self.aging_s))
+            return
+        most_urgent = min([one.priority for one in self.waiting] + [newcomer])
+        for one in self.waiting:
+            aged = one.priority - int((now - one.arrived) // self.aging_s)
+            one.level = min(one.level, max(most_urgent, aged))
 
-    def most_urgent(self, model: str, now: float) -> int | None:
+    def most_urgent(self, model: str) -> int | None:
         """The level from which the next of this model comes."""
-        levels = [self.level(one, now) for one in self.waiting if one.ticket.model == model]
+        levels = [one.level for one in self.waiting if one.ticket.model == model]
         return min(levels, default=None)
 
-    def may_be_next(self, model: str, now: float) -> list[Entry]:
-        """The first of each tenant in the model's most urgent level."""
-        level = self.most_urgent(model, now)
-        there = [
-            one
-            for one in self.waiting
-            if one.ticket.model == model and self.level(one, now) == level
-        ]
-        there.sort(key=lambda one: self._came(one, now))
-        firsts: dict[str, Entry] = {}
-        for one in there:
-            firsts.setdefault(one.ticket.tenant, one)
-        return list(firsts.values())
+    def may_be_next(self, model: str, replica: str | None, now: float) -> list[Ticket]:
+        """Of each tenant in the model's most urgent level those that none has a claim to pass.
 
-    def _came(self, entry: Entry, now: float) -> tuple[float, int, int]:
+        Args:
+            replica: Which has room; None: wherever each has least to compute.
+        """
+        level = self.most_urgent(model)
+        there: dict[str, list[Entry]] = {}
+        for one in self.waiting:
+            if one.ticket.model == model and one.level == level:
+                there.setdefault(one.ticket.tenant, []).append(one)
+        allowed: list[Ticket] = []
+        for entries in there.values():
+            ratios = [self._ratio(one, replica, now) for one in entries]
+            for one, ratio in zip(entries, ratios, strict=True):
+                older = any(
+                    self._came(other) < self._came(one)
+                    and other.ticket.its_work == one.ticket.its_work
+                    for other in entries
+                )
+                if 2 * ratio >= max(ratios) and not older:
+                    allowed.append(one.ticket)
+        return allowed
+
+    def _ratio(self, entry: Entry, replica: str | None, now: float) -> float:
+        work = entry.ticket.its_work
+        tokens = work.least if replica is None else work.less.get(replica, work.tokens)
+        return (now - self._came(entry)[0]) / tokens
+
+    def _came(self, entry: Entry) -> tuple[float, int, int]:
         """When it came to its level; who ages into it comes before who arrives that moment."""
-        levels = entry.priority - self.level(entry, now)
+        levels = entry.priority - entry.level
         aged_s = levels * self.aging_s if self.aging_s is not None else 0.0
         return entry.arrived + aged_s, -entry.priority, entry.number
 
     # The queue
 
-    def shed_for(
-        self, ticket: Ticket, now: float, queue_requests: int, queue_bytes: int
-    ) -> list[Entry] | None:
+    def shed_for(self, ticket: Ticket, queue_requests: int, queue_bytes: int) -> list[Entry] | None:
         """Who makes room for it; None: it is refused."""
         priority = max(-8, min(8, ticket.priority))
 
@@ -130,7 +148,7 @@ class AdmissionModel:
             return len(own) * queue_bytes + body_bytes * queue_requests
 
         shed: list[Entry] = []
-        left = [one for one in self.waiting if self.level(one, now) <= priority]
+        left = [one for one in self.waiting if one.level <= priority]
         while too_many(left):  # even without all that is less urgent
             tenants = {one.ticket.tenant for one in left if one.priority == priority}
             tenants -= {ticket.tenant}
@@ -147,18 +165,19 @@ class AdmissionModel:
             shed.append(youngest)
         left = [one for one in self.waiting if one not in shed]
         while too_many(left):
-            last = max(left, key=lambda one: (self.level(one, now), one.number))
+            last = max(left, key=lambda one: (one.level, one.number))
             left.remove(last)
             shed.append(last)
         return shed
 
     def wait(self, ticket: Ticket, now: float) -> None:
-        self.waiting.append(Entry(ticket, now, self.arrivals))
+        level = max(-8, min(8, ticket.priority))
+        self.waiting.append(Entry(ticket, now, self.arrivals, level))
         self.arrivals += 1
 
     def admit(self, ticket: Ticket) -> None:
         self.waiting = [one for one in self.waiting if one.ticket is not ticket]
-        self.admitted.append(Entry(ticket, 0.0, 0))
+        self.admitted.append(Entry(ticket, 0.0, 0, 0))
 
     def entry(self, ticket: Ticket) -> Entry:
         return next(one for one in self.admitted if one.ticket is ticket)

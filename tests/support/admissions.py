@@ -1,7 +1,8 @@
 """Admission on a small scale: of one model and replica unless told otherwise, placed at once."""
 
 from router.core.admission import Admission
-from router.core.ticket import Ticket, TicketState
+from router.core.admission_queue import QueueOrder
+from router.core.ticket import Ticket, TicketState, Work
 
 
 def admission_of(
@@ -11,6 +12,7 @@ def admission_of(
     queue_requests: int = 8,
     queue_bytes: int = 1000,
     aging_s: float | None = None,
+    queue_order: QueueOrder = "response_ratio",
 ) -> Admission:
     """Of replicas named like m0, of model m."""
     admission = Admission(
@@ -20,6 +22,7 @@ def admission_of(
         queue_timeout_s=30.0,
         aging_s=aging_s,
         quantum_tokens=10,
+        queue_order=queue_order,
     )
     limits = {"m0": 10} if limits is None else limits
     for replica, limit in limits.items():
@@ -38,9 +41,17 @@ def offer(
     priority: int = 0,
     body_bytes: int = 0,
     now: float = 0.0,
+    work: tuple[int, dict[str, int]] | None = None,
 ) -> Ticket:
-    """Offered, and placed on the first replica with room if it is admitted."""
+    """Offered, and placed on the first replica with room if it is admitted.
+
+    Args:
+        work: Tokens to compute, and by replica if less.
+    """
     ticket = Ticket(model, tokens, tenant, priority, body_bytes)
+    if work is not None:
+        most, less = work
+        ticket.work = lambda: Work(most, less, min(less.values(), default=most))
     admission.offer(ticket, now)
     if ticket.state is TicketState.ADMITTED:
         place(admission, ticket)

@@ -58,6 +58,8 @@ def series_of(policy: str, run: Run, edges_s: Floats) -> Series:
     hits = np.zeros((replicas, slices))
     prompts = np.zeros((replicas, slices))
     for one in run.served:
+        if one.replica is None:  # turned away
+            continue
         at = min(slices - 1, int(np.searchsorted(edges_s, one.arrival_s, side="right")) - 1)
         hits[one.replica, at] += one.cached_tokens
         prompts[one.replica, at] += one.prompt_tokens

@@ -108,7 +108,7 @@ def test_waiting_makes_more_urgent() -> None:
     assert pump(admission, 20.5) == [old]
     assert old.waited_s == 20.5
     admission.queue.age(10_000.0)
-    assert young.level == -8
+    assert young.level == 0, "nobody more urgent waits, whom it would have to pass"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from random import Random
 import pytest
 from hypothesis import HealthCheck, settings
 
+from router.core.admission_queue import QueueOrder
 from tests.support.admission_machine import AdmissionAgainstLists
 
 TestAdmissionAgainstLists = AdmissionAgainstLists.TestCase
@@ -24,6 +25,7 @@ LIVES = [
 ]
 
 
+@pytest.mark.parametrize("queue_order", ["response_ratio", "fcfs"])
 @pytest.mark.parametrize(("max_tokens", "queue_requests", "aging_s", "quantum", "limits"), LIVES)
 def test_a_long_life_is_as_the_lists_say(
     max_tokens: int | None,
@@ -31,23 +33,28 @@ def test_a_long_life_is_as_the_lists_say(
     aging_s: float | None,
     quantum: int,
     limits: list[int | None],
+    queue_order: QueueOrder,
 ) -> None:
     """Thousands of steps without a fresh start, mostly with much waiting."""
     rng = Random(7)
     machine = AdmissionAgainstLists()
-    machine.start(max_tokens, queue_requests, 60, aging_s, quantum, limits)
+    machine.start(max_tokens, queue_requests, 60, aging_s, quantum, queue_order, limits)
     for _ in range(2500):
         model, pick, later = rng.choice("mn"), rng.randrange(1000), rng.random() < 0.2
         step = rng.random()
         if step < 0.45:
             tokens, priority = rng.choice([1, 2, 3, 3, 4, 5, 8]), rng.choice([0, 0, 0, 0, 1, -1, 9])
-            machine.offer(model, tokens, rng.choice("abc"), priority, rng.randrange(3), later)
+            work = rng.choice([None, (8, 8, 8), (8, 2, 8), (64, 64, 2), (64, 4, 16), (1, 1, 1)])
+            body_bytes = rng.randrange(3)
+            machine.offer(model, tokens, rng.choice("abc"), priority, body_bytes, later, work)
         elif step < 0.75 and machine.model.admitted:
             machine.finish(pick, later)
         elif step < 0.8 and machine.model.admitted:
             machine.place_or_move(pick, rng.randrange(1000), later)
         elif step < 0.85 and machine.model.waiting:
             machine.withdraw(pick, later, by_finish=pick % 2 == 0)
+        elif step < 0.87 and machine.model.waiting:
+            machine.caches_change(pick, rng.choice([(8, 2, 8), (8, 8, 1)]), 3, later)
         elif step < 0.95:
             machine.time_passes(rng.choice([0, 0, 0, 1, 2]))
         elif step < 0.98:

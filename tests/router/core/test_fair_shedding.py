@@ -36,9 +36,10 @@ def test_no_tenant_fills_the_queue_for_the_others(
 
 
 def test_who_filled_the_queue_long_ago_gives_way_to_others_too() -> None:
-    admission = admission_of(queue_requests=3, aging_s=10.0)
+    admission = admission_of(queue_requests=4, aging_s=10.0)
     offer(admission, 10)
     there = [offer(admission, 1, tenant="a", now=0.0) for _ in range(3)]
+    offer(admission, 1, tenant="c", priority=-2, now=25.0)
     ticket = Ticket("m", 1, "b")
     assert admission.offer(ticket, 25.0) == [there[2]]
     assert there[0].level == -2

@@ -1,17 +1,28 @@
 """Tenants take turns by tokens, exactly as the paper's rounds say, and nobody is left behind."""
 
 from collections import deque
+from itertools import count
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.core.tenant_ring import TenantRing
-from router.core.ticket import Ticket
+from router.core.ticket import Ticket, Work
+
+SAME = Work.everywhere(1)
+_numbers = count()
 
 
-def ticket(tenant: str, tokens: int) -> Ticket:
-    return Ticket("m", tokens, tenant)
+def ticket(tenant: str, tokens: int, work: Work = SAME) -> Ticket:
+    """It waits since 0.0."""
+    made = Ticket("m", tokens, tenant)
+    made.number, made.entered_at, made.its_work = next(_numbers), 0.0, work
+    return made
+
+
+def head_of(ring: TenantRing, now: float = 0.0, replica: str | None = None) -> Ticket:
+    return ring.head(now, replica)[1]
 
 
 def ring_of(quantum: int, *requests: tuple[str, int]) -> TenantRing:
@@ -25,8 +36,8 @@ def served(ring: TenantRing) -> list[tuple[str, int]]:
     """All of it, in order."""
     order: list[tuple[str, int]] = []
     while ring:
-        head = ring.head()
-        assert ring.head() is head, "asking changes nothing"
+        head = head_of(ring)
+        assert head_of(ring) is head, "asking changes nothing"
         ring.serve(head)
         ring.check()
         order.append((head.tenant, head.tokens))
@@ -64,7 +75,7 @@ def test_who_leaves_costs_its_tenant_nothing() -> None:
 
 def test_who_has_nothing_waiting_saves_nothing_and_is_forgotten() -> None:
     ring = ring_of(10, ("a", 1))
-    ring.serve(ring.head())
+    ring.serve(head_of(ring))
     assert not ring
     assert not ring._lanes
     for _ in range(3):
@@ -75,8 +86,7 @@ def test_who_has_nothing_waiting_saves_nothing_and_is_forgotten() -> None:
 
 def test_the_one_whose_turn_it_is_may_leave() -> None:
     ring = ring_of(4, ("a", 2), ("b", 4), ("c", 4))
-    head = ring.head()
-    ring.remove(head)
+    ring.remove(head_of(ring))
     ring.check()
     assert served(ring) == [("b", 4), ("c", 4)]
 
@@ -126,9 +136,56 @@ def test_two_who_came_together_and_both_wait_differ_by_at_most_quantum_and_large
     left = {"a": sum(of_a), "b": sum(of_b)}
     got = {"a": 0, "b": 0}
     while all(left.values()):
-        head = ring.head()
+        head = head_of(ring)
         ring.serve(head)
         if head.tenant in got:
             left[head.tenant] -= head.tokens
             got[head.tenant] += head.tokens
             assert abs(got["a"] - got["b"]) <= quantum + 40
+
+
+def test_who_is_first_of_a_tenant_depends_on_the_replica_and_the_moment() -> None:
+    ring = TenantRing(100)
+    cold, warm = ticket("a", 9, Work.everywhere(64)), ticket("a", 9, Work(64, {"r0": 8}, 8))
+    ring.add(cold)
+    ring.add(warm)
+    assert [head_of(ring, 1.0, where) for where in ("r0", "r1", None)] == [warm, cold, warm]
+    young = ticket("a", 9, Work.everywhere(8))
+    young.entered_at = 9.0
+    ring.add(young)
+    assert head_of(ring, 9.5, "r1") is cold
+    assert head_of(ring, 19.0, "r1") is young
+    ring.weigh(young, Work.everywhere(64))
+    ring.check()
+    assert head_of(ring, 19.0, "r1") is cold
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 50),
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.integers(1, 40), st.integers(1, 200)),
+        min_size=40,
+        max_size=80,
+    ),
+    st.lists(st.sampled_from(["r0", "r1", None]), min_size=80, max_size=80),
+)
+def test_turns_are_as_fair_whichever_replicas_ask(
+    quantum: int, requests: list[tuple[str, int, int]], asking: list[str | None]
+) -> None:
+    ring = TenantRing(quantum)
+    left = {"a": 0, "b": 0}
+    for tenant, tokens, work in requests:
+        ring.add(ticket(tenant, tokens, Work(200, {"r0": work} if work < 200 else {}, work)))
+        left[tenant] += tokens
+    got = {"a": 0, "b": 0}
+    for now, where in enumerate(asking):
+        if not all(left.values()):
+            break
+        ring.head(now, "r1")  # it may have room, and not take who is next
+        head = head_of(ring, now, where)
+        ring.serve(head)
+        ring.check()
+        left[head.tenant] -= head.tokens
+        got[head.tenant] += head.tokens
+        assert abs(got["a"] - got["b"]) <= quantum + 2 * 40

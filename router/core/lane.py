@@ -1,0 +1,147 @@
+"""What waits of one tenant in one level, and who of it is next: highest response ratio first.
+
+Next for a replica is who has waited longest for its work there: the highest (waited + work) / work,
+work being the tokens of its prompt that this replica would have to compute. Who is warm there goes
+ahead of cold ones of its age, and waits longer for room elsewhere; a cold one's ratio grows while
+it waits. Source: Brinch Hansen 1971, Short-term scheduling in multiprogramming systems.
+
+    work  64 to 127     oldest ─▶ … newest       by the work where least is cached
+    work 128 to 255     oldest ─▶ … newest
+    …
+    on r0, 16 to 31     oldest ─▶ … newest       those whose work is less there: they lie in both
+
+In a bucket none waited longer than its oldest, and none has less than half its work. So the oldest
+of all buckets that count for a replica are compared, by their own work there, and the best has at
+least half the highest ratio of all. Ratios change at every moment, buckets do not. Where all have
+the same work there is one bucket, and that is first come, first served.
+
+Nobody starves: who has work W and has waited for T is passed by one with work w only if that has
+waited for w / 2W of T at least, so by none that comes within the next T / 2W. Ageing, where it is
+on, sets a nearer bound: in a more urgent level nobody competes who has come to this one since.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator
+
+from router.core.ids import ReplicaId
+from router.core.ticket import Ticket, Work
+
+# By the bits of their work, only what is not empty; in each by arrival in this level.
+_Buckets = dict[int, list[Ticket]]
+
+
+class Lane:
+    """Each call is O(log n) for each bucket it concerns, beside moving the tail of a list.
+
+    Attributes:
+        deficit_tokens: Granted to the tenant and not used: see `TenantRing`.
+    """
+
+    __slots__ = ("_common", "_warm", "deficit_tokens")
+
+    def __init__(self) -> None:
+        self.deficit_tokens = 0
+        self._common: _Buckets = {}
+        self._warm: dict[ReplicaId, _Buckets] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._common)
+
+    def __iter__(self) -> Iterator[Ticket]:
+        for bucket in self._common.values():
+            yield from bucket
+
+    def add(self, ticket: Ticket) -> None:
+        bits = ticket.its_work.tokens.bit_length()
+        _add(self._common, bits, ticket)
+        for replica, tokens in ticket.its_work.less.items():
+            if (less_bits := tokens.bit_length()) < bits:
+                _add(self._warm.setdefault(replica, {}), less_bits, ticket)
+
+    def remove(self, ticket: Ticket) -> None:
+        bits = ticket.its_work.tokens.bit_length()
+        _remove(self._common, bits, ticket)
+        for replica, tokens in ticket.its_work.less.items():
+            if (less_bits := tokens.bit_length()) < bits:
+                buckets = self._warm[replica]
+                _remove(buckets, less_bits, ticket)
+                if not buckets:
+                    del self._warm[replica]
+
+    def weigh(self, ticket: Ticket, work: Work) -> None:
+        """Its work is another now."""
+        if work != ticket.its_work:
+            self.remove(ticket)
+            ticket.its_work = work
+            self.add(ticket)
+
+    def head(self, now: float, replica: ReplicaId | None) -> tuple[float, Ticket]:
+        """Who is next, and for how many seconds a token it has waited. The lane is not empty.
+
+        Args:
+            replica: For which; None: for whichever it has the least work.
+        """
+        best: Ticket | None = None
+        highest = 0.0
+        for buckets in self._counting(replica):
+            for bucket in buckets.values():
+                ticket = bucket[0]
+                most, less, least = ticket.its_work
+                work = least if replica is None else less.get(replica, most)
+                ratio = (now - ticket.entered_at) / work
+                if best is None or ratio > highest:
+                    best, highest = ticket, ratio
+                elif ratio == highest and ticket.number < best.number:
+                    best = ticket
+        assert best is not None, "something waits here"
+        return highest, best
+
+    def _counting(self, replica: ReplicaId | None) -> Iterable[_Buckets]:
+        if replica is None:
+            return (self._common, *self._warm.values())
+        warm = self._warm.get(replica)
+        return (self._common,) if warm is None else (self._common, warm)
+
+    def check(self) -> None:
+        """Assert what must always hold: each is where it belongs, in order, and nowhere else."""
+        places = 0
+        for replica, buckets in (("", self._common), *self._warm.items()):
+            assert buckets or not replica, "empty ones are not kept"
+            for bits, bucket in buckets.items():
+                assert bucket, "nor are empty buckets"
+                keys = [_came(one) for one in bucket]
+                assert keys == sorted(keys)
+                for one in bucket:
+                    work = one.its_work
+                    tokens = work.less[replica] if replica else work.tokens
+                    assert tokens.bit_length() == bits > 0
+                places += len(bucket)
+        assert places == sum(
+            1 + sum(n.bit_length() < one.its_work.tokens.bit_length() for n in less.values())
+            for one in self
+            if (less := one.its_work.less) is not None
+        )
+
+
+def _add(buckets: _Buckets, bits: int, ticket: Ticket) -> None:
+    bucket = buckets.get(bits)
+    if bucket is None:
+        buckets[bits] = [ticket]
+    else:
+        insort(bucket, ticket, key=_came)
+
+
+def _remove(buckets: _Buckets, bits: int, ticket: Ticket) -> None:
+    bucket = buckets[bits]
+    index = bisect_left(bucket, _came(ticket), key=_came)
+    assert bucket[index] is ticket, "it waits here"
+    if len(bucket) == 1:
+        del buckets[bits]
+    else:
+        del bucket[index]
+
+
+def _came(ticket: Ticket) -> tuple[float, int]:
+    return ticket.entered_at, ticket.number
