@@ -10,8 +10,9 @@ if one replica has room for all of that together. Then however the policy places
 finds room: whatever it puts elsewhere only leaves more on that one.
 
 A replica with some room may be kept for a request that needs more. To find that out takes longer
-than all else here, so it is remembered for KEPT_S, unless there is more room than then or the
-request waits no longer.
+than all else here, so it is remembered for a while, unless there is more room than then or the
+request waits no longer. The while is a millisecond for each replica: so the fleet's replicas are
+looked at about a thousand times a second, at most, beside those that have got more room.
 
 A request larger than every routable replica's limit counts as just as large as the largest limit:
 it fits a replica with that limit which has nothing else to do.
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 # Where no limit is set: more tokens than there will ever be.
 NO_LIMIT = 1 << 62
-KEPT_S = 0.1
+KEPT_S_PER_REPLICA = 0.001
 
 
 @dataclass(slots=True, eq=False)
@@ -82,7 +83,8 @@ class ModelRoom:
 
     def keep(self, replica: ReplicaRoom, ticket: Ticket, now: float) -> None:
         """It is next there, and does not fit."""
-        replica.kept_for, replica.kept_until = ticket, now + KEPT_S
+        replica.kept_for = ticket
+        replica.kept_until = now + KEPT_S_PER_REPLICA * len(self.routable)
         replica.taken_tokens = replica.in_flight_tokens + self.unplaced_tokens
 
     def kept_for(self, replica: ReplicaRoom, now: float) -> Ticket | None:
