@@ -97,7 +97,8 @@ class ReplicaConfig(_Section, frozen=True, kw_only=True):
     max_tokens: Tokens that may be in flight there at once, prompts and expected answers together;
         beyond it requests go elsewhere or wait: see AdmissionConfig. A request larger than the
         largest such limit of its model runs when a replica with that limit is idle. Absent: no
-        limit. A good value is a little less than its KV cache holds.
+        limit. A good value is what its KV cache holds, or a few times that where prompts share
+        much: a token counts for each request that has it, though the cache holds it once.
     continues: Whether it goes on with an assistant's message when asked to
         (`continue_final_message`), as vLLM and SGLang do: then streams that broke elsewhere are
         resumed there. Absent: those with kv_events do. Replicas of ours need not be told.
@@ -213,13 +214,14 @@ class AdmissionConfig(_Section, frozen=True, kw_only=True):
     queue_bytes: Bytes of bodies that may wait; beyond it as with queue_requests.
     queue_timeout_s: So long a request may wait, from its arrival; then 429.
     aging_s: Each time a request has waited for so long, it is as urgent as priorities one smaller
-        than before, down to -8. null: never; then the less urgent may wait until their time is
-        over. Priorities are -8 to 8 (others count as the nearest of these); smaller goes first.
+        than before, down to the smallest that waits. null: never; then the less urgent may wait
+        until their time is over. Priorities are -8 to 8 (others count as the nearest of these); smaller goes first.
     quantum_tokens: What a tenant is served in one turn, about, before the next tenant of the same
         priority and model. Smaller is fairer over short times, larger costs less time.
-    queue_order: Of a tenant's requests of one priority. response_ratio: next is who has waited
-        longest for what it has to compute, so the warm pass until a cold one has waited for long.
-        fcfs: first come, first served.
+    queue_order: Of a tenant's requests of one priority. response_ratio: next for a replica is who
+        has waited longest for what it would have to compute there, so the warm pass, where they
+        are warm, until a cold one has waited for long. fcfs: first come, first served, wherever
+        there is room.
     """
 
     max_tokens: Positive | None = None

@@ -74,7 +74,7 @@ def draw_scenario(rng: Random) -> Scenario:
     faults = draw_faults(rng)
     replicas = {f"r{number}": _draw_replica(rng) for number in range(rng.randint(1, 4))}
     limited = rng.random() < 0.5
-    return Scenario(
+    scenario = Scenario(
         faults=faults,
         replicas=replicas,
         workers=rng.choice((1, 1, 2)),
@@ -96,6 +96,9 @@ def draw_scenario(rng: Random) -> Scenario:
             for name, one in replicas.items()
         },
     )
+    # Drawn last, so that seeds keep the rest of their worlds.
+    scenario.settings["admission"]["queue_order"] = rng.choice(("response_ratio", "fcfs"))
+    return scenario
 
 
 def _draw_policy(rng: Random) -> str:
