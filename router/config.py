@@ -215,13 +215,14 @@ class AdmissionConfig(_Section, frozen=True, kw_only=True):
     queue_timeout_s: So long a request may wait, from its arrival; then 429.
     aging_s: Each time a request has waited for so long, it is as urgent as priorities one smaller
         than before, down to the smallest that waits. null: never; then the less urgent may wait
-        until their time is over. Priorities are -8 to 8 (others count as the nearest of these); smaller goes first.
+        until their time is over. Priorities are -8 to 8 (others count as the nearest of these);
+        smaller goes first.
     quantum_tokens: What a tenant is served in one turn, about, before the next tenant of the same
         priority and model. Smaller is fairer over short times, larger costs less time.
     queue_order: Of a tenant's requests of one priority. response_ratio: next for a replica is who
         has waited longest for what it would have to compute there, so the warm pass, where they
-        are warm, until a cold one has waited for long. fcfs: first come, first served, wherever
-        there is room.
+        are warm, until a cold one has waited for long or will soon have to be turned away. fcfs:
+        first come, first served, wherever there is room.
     """
 
     max_tokens: Positive | None = None

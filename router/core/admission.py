@@ -9,7 +9,8 @@ The order among those that wait:
 2. Within a level the models take turns by the tokens they were admitted (`ModelTurns`).
 3. Within a model and level the tenants take turns by tokens (`TenantRing`).
 4. Of a tenant's requests the next is who has waited longest for what it has to compute: the warm go
-   first, until a cold one has waited for long (`Lane`). Or first come, first served.
+   first, until a cold one has waited for long, or will be turned away (`Lane`). Or first come,
+   first served.
 
 Who is next depends on the replica that has room, by what its cache holds. Nobody overtakes the next
 of its model there: if that one does not fit, nobody goes there, smaller and less urgent ones
@@ -116,7 +117,10 @@ class Admission:
         """See `AdmissionConfig`."""
         self.capacity = Capacity(max_tokens)
         self.queue = AdmissionQueue(
-            quantum_tokens=quantum_tokens, aging_s=aging_s, queue_order=queue_order
+            quantum_tokens=quantum_tokens,
+            aging_s=aging_s,
+            queue_order=queue_order,
+            patience_s=queue_timeout_s,
         )
         self.counters = AdmissionCounters()
         self._queue_requests = queue_requests

@@ -46,10 +46,16 @@ class AdmissionQueue:
     """
 
     def __init__(
-        self, *, quantum_tokens: int, aging_s: float | None, queue_order: QueueOrder
+        self,
+        *,
+        quantum_tokens: int,
+        aging_s: float | None,
+        queue_order: QueueOrder,
+        patience_s: float,
     ) -> None:
         """
         Args:
+            patience_s: After which the caller turns away who waits.
             queue_order: Of a tenant's requests. Those of the same work come first come first
                 served; with "fcfs" all count as such.
         """
@@ -60,6 +66,7 @@ class AdmissionQueue:
         self.bytes_by_level = dict.fromkeys(LEVELS, 0)
         self._quantum_tokens = quantum_tokens
         self._aging_s = aging_s
+        self._patience_s = patience_s
         self.by_ratio = queue_order == "response_ratio"
         # By model, then level; only what is not empty.
         self._rings: dict[str, dict[int, TenantRing]] = {}
@@ -191,7 +198,7 @@ class AdmissionQueue:
         rings = self._rings.setdefault(ticket.model, {})
         ring = rings.get(level)
         if ring is None:
-            ring = rings[level] = TenantRing(self._quantum_tokens)
+            ring = rings[level] = TenantRing(self._quantum_tokens, self._patience_s)
         ring.add(ticket)
         self._by_entry[level][ticket] = None
         if self._aging_s is not None and level > self._most_urgent:

@@ -1,9 +1,14 @@
 """What waits of one tenant in one level, and who of it is next: highest response ratio first.
 
-Next for a replica is who has waited longest for its work there: the highest (waited + work) / work,
-work being the tokens of its prompt that this replica would have to compute. Who is warm there goes
-ahead of cold ones of its age, and waits longer for room elsewhere; a cold one's ratio grows while
-it waits. Source: Brinch Hansen 1971, Short-term scheduling in multiprogramming systems.
+Next for a replica is who has waited longest for its work there, and has least time left to wait:
+the highest
+
+    waited / (work · left)    work: tokens of its prompt that this replica would have to compute
+                              left: share of the time after which it is turned away, 1 to 0
+
+Who is warm there goes ahead of cold ones of its age, and waits longer for room elsewhere; a cold
+one's ratio grows while it waits, most before it would be turned away. Source: Brinch Hansen 1971,
+Short-term scheduling in multiprogramming systems, there without `left`.
 
     work  64 to 127     oldest ─▶ … newest       by the work where least is cached
     work 128 to 255     oldest ─▶ … newest
@@ -16,8 +21,7 @@ least half the highest ratio of all. Ratios change at every moment, buckets do n
 the same work there is one bucket, and that is first come, first served.
 
 Nobody starves: who has work W and has waited for T is passed by one with work w only if that has
-waited for w / 2W of T at least, so by none that comes within the next T / 2W. Ageing, where it is
-on, sets a nearer bound: in a more urgent level nobody competes who has come to this one since.
+waited for w / 2W of T at least, so by none that comes within the next T / 2W.
 """
 
 from __future__ import annotations
@@ -30,19 +34,25 @@ from router.core.ticket import Ticket, Work
 
 # By the bits of their work, only what is not empty; in each by arrival in this level.
 _Buckets = dict[int, list[Ticket]]
+_LEFT_LEAST = 0.01
 
 
 class Lane:
     """Each call is O(log n) for each bucket it concerns, beside moving the tail of a list.
 
     Attributes:
-        deficit_tokens: Granted to the tenant and not used: see `TenantRing`.
+        deficit_tokens: Granted to the tenant and not used; below 0 what it owes: see `TenantRing`.
     """
 
-    __slots__ = ("_common", "_warm", "deficit_tokens")
+    __slots__ = ("_common", "_patience_s", "_warm", "deficit_tokens")
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float) -> None:
+        """
+        Args:
+            patience_s: After which who waits is turned away.
+        """
         self.deficit_tokens = 0
+        self._patience_s = patience_s
         self._common: _Buckets = {}
         self._warm: dict[ReplicaId, _Buckets] = {}
 
@@ -78,19 +88,21 @@ class Lane:
             self.add(ticket)
 
     def head(self, now: float, replica: ReplicaId | None) -> tuple[float, Ticket]:
-        """Who is next, and for how many seconds a token it has waited. The lane is not empty.
+        """Who is next, and its ratio, in seconds a token. The lane is not empty.
 
         Args:
             replica: For which; None: for whichever it has the least work.
         """
         best: Ticket | None = None
-        highest = 0.0
+        highest, patience_s = 0.0, self._patience_s
         for buckets in self._counting(replica):
             for bucket in buckets.values():
                 ticket = bucket[0]
                 most, less, least = ticket.its_work
                 work = least if replica is None else less.get(replica, most)
-                ratio = (now - ticket.entered_at) / work
+                waited_s = now - ticket.entered_at
+                left = 1.0 - waited_s / patience_s
+                ratio = waited_s / (work * (left if left > _LEFT_LEAST else _LEFT_LEAST))
                 if best is None or ratio > highest:
                     best, highest = ticket, ratio
                 elif ratio == highest and ticket.number < best.number:

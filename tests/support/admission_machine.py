@@ -58,7 +58,7 @@ class AdmissionAgainstLists(RuleBasedStateMachine, AdmissionChecks):
             quantum_tokens=quantum,
             queue_order=queue_order,
         )
-        self.model = AdmissionModel(max_tokens, aging_s)
+        self.model = AdmissionModel(max_tokens, aging_s, TIMEOUT_S)
         self.now = 0.0
         self.over: list[Ticket] = []
         self.works: dict[Ticket, tuple[int, int, int]] = {}

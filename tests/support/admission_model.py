@@ -30,8 +30,9 @@ class AdmissionModel:
         routable: By model.
     """
 
-    def __init__(self, max_tokens: int | None, aging_s: float | None) -> None:
+    def __init__(self, max_tokens: int | None, aging_s: float | None, patience_s: float) -> None:
         self.max_tokens = max_tokens
+        self.patience_s = patience_s
         self.aging_s = aging_s
         self.limits: dict[str, dict[str, int | None]] = {}
         self.routable: dict[str, list[str]] = {}
@@ -118,7 +119,8 @@ class AdmissionModel:
     def _ratio(self, entry: Entry, replica: str | None, now: float) -> float:
         work = entry.ticket.its_work
         tokens = work.least if replica is None else work.less.get(replica, work.tokens)
-        return (now - self._came(entry)[0]) / tokens
+        waited_s = now - self._came(entry)[0]
+        return waited_s / (tokens * max(0.01, 1.0 - waited_s / self.patience_s))
 
     def _came(self, entry: Entry) -> tuple[float, int, int]:
         """When it came to its level; who ages into it comes before who arrives that moment."""

@@ -42,7 +42,9 @@ def test_what_fits_is_admitted_at_once(
         pytest.param([("m", 9, "", 0), ("m", 1, "", 0)], "m", [0, 1], id="first-come-first-served"),
         pytest.param([("m", 99, "", 0), ("m", 1, "", 5)], "m", [0], id="nobody-overtakes-the-next"),
         pytest.param([("m", 2, "a", 0), ("m", 2, "a", 0), ("m", 9, "a", 0), ("m", 2, "b", 0)], "m",
-                     [0, 1, 3], id="tenants-take-turns-and-the-next-blocks"),
+                     [0, 1], id="the-next-of-the-tenant-whose-turn-it-is-blocks"),
+        pytest.param([("m", 1, "a", 0), ("m", 4, "b", 0), ("m", 1, "c", 0)], "m",
+                     [0, 1, 2], id="tenants-take-turns"),
         pytest.param([("m", 9, "", -5), ("n", 1, "", 5)], "n", [1], id="other-models-go-on"),
     ],
 )  # fmt: skip

@@ -43,8 +43,8 @@ def test_a_cold_one_does_not_starve() -> None:
             break
         assert running is warm
         passed += 1
-    # It passes while 0.5 s for 10 tokens is more than the cold one's wait for 1,000.
-    assert passed == 49
+    # 18.5 s of 30 for 1,000 tokens is 0.048, 19.5 s is 0.056; 0.5 s for a warm one's 10 is 0.051.
+    assert passed == 18
 
 
 def test_a_replica_is_kept_for_its_next_while_others_go_on() -> None:

@@ -1,6 +1,7 @@
 """Of a tenant's requests the warm go first where they are warm, until a cold one waited long."""
 
 from collections.abc import Iterable
+from math import inf
 
 import pytest
 from hypothesis import given
@@ -12,9 +13,11 @@ from router.core.ticket import Ticket, Work
 Waiting = list[tuple[float, Work]]
 
 
-def lane_of(waiting: Iterable[tuple[float, Work]]) -> tuple[Lane, list[Ticket]]:
+def lane_of(
+    waiting: Iterable[tuple[float, Work]], patience_s: float = inf
+) -> tuple[Lane, list[Ticket]]:
     """Of requests that came at those times, with that work."""
-    lane, tickets = Lane(), []
+    lane, tickets = Lane(patience_s), []
     for number, (came, work) in enumerate(waiting):
         ticket = Ticket("m", 1)
         ticket.number, ticket.entered_at, ticket.its_work = number, came, work
@@ -68,16 +71,22 @@ def lives(draw: st.DrawFn) -> Waiting:
     return made
 
 
-@given(lives(), st.integers(20, 40), st.sampled_from(["a", "b", "c", None]))
+@given(
+    lives(),
+    st.integers(20, 40),
+    st.sampled_from(["a", "b", "c", None]),
+    st.sampled_from([20.0, 45.0, inf]),
+)
 def test_the_next_has_at_least_half_the_highest_ratio(
-    waiting: Waiting, now: int, replica: str | None
+    waiting: Waiting, now: int, replica: str | None, patience_s: float
 ) -> None:
     def ratio_of(ticket: Ticket) -> float:
         work = ticket.its_work
         tokens = work.least if replica is None else work.less.get(replica, work.tokens)
-        return (now - ticket.entered_at) / tokens
+        waited_s = now - ticket.entered_at
+        return waited_s / (tokens * max(0.01, 1.0 - waited_s / patience_s))
 
-    lane, tickets = lane_of(waiting)
+    lane, tickets = lane_of(waiting, patience_s)
     while tickets:
         ratio, head = lane.head(now, replica)
         assert ratio == ratio_of(head)
@@ -109,3 +118,12 @@ def test_a_cold_one_goes_before_all_that_come_after_a_while() -> None:
     assert lane.head(10.09, "a")[1] is tickets[0]
     assert lane.head(10.11, "a")[1] is tickets[1]
     assert lane.head(11_000.0, "b")[1] is tickets[0]
+
+
+def test_who_would_soon_be_turned_away_goes_before_the_warm() -> None:
+    waiting = [(0.0, cold(1000)), (28.0, warm_on("a", 20))]
+    for patience_s, expected in ((inf, 1), (30.0, 0)):
+        lane, tickets = lane_of(waiting, patience_s)
+        assert lane.head(29.0, "a")[1] is tickets[expected]
+    lane, tickets = lane_of(waiting, 20.0)
+    assert lane.head(29.0, "a")[1] is tickets[0], "its time is over, and nobody has told it yet"

@@ -2,6 +2,7 @@
 
 from collections import deque
 from itertools import count
+from math import inf
 
 import pytest
 from hypothesis import given, settings
@@ -26,7 +27,7 @@ def head_of(ring: TenantRing, now: float = 0.0, replica: str | None = None) -> T
 
 
 def ring_of(quantum: int, *requests: tuple[str, int]) -> TenantRing:
-    ring = TenantRing(quantum)
+    ring = TenantRing(quantum, inf)
     for tenant, tokens in requests:
         ring.add(ticket(tenant, tokens))
     return ring
@@ -51,11 +52,13 @@ def served(ring: TenantRing) -> list[tuple[str, int]]:
         pytest.param(1, [("a", 1), ("a", 1), ("b", 1), ("b", 1)],
                      [("a", 1), ("b", 1), ("a", 1), ("b", 1)], id="in-turn"),
         pytest.param(4, [("a", 2), ("a", 2), ("a", 2), ("b", 3), ("b", 3)],
-                     [("a", 2), ("a", 2), ("b", 3), ("a", 2), ("b", 3)], id="a-turn-is-a-quantum"),
-        pytest.param(3, [("a", 9), ("b", 3), ("b", 3), ("b", 3), ("b", 3)],
-                     [("b", 3), ("b", 3), ("a", 9), ("b", 3), ("b", 3)], id="large-ones-save-up"),
-        pytest.param(1, [("a", 10**12), ("b", 10**12 - 1)],
-                     [("b", 10**12 - 1), ("a", 10**12)], id="many-quanta-at-once"),
+                     [("a", 2), ("a", 2), ("b", 3), ("b", 3), ("a", 2)], id="a-turn-is-a-quantum"),
+        pytest.param(3, [("a", 9), ("a", 1), ("b", 3), ("b", 3), ("b", 3), ("b", 3)],
+                     [("a", 9), ("b", 3), ("b", 3), ("b", 3), ("a", 1), ("b", 3)],
+                     id="large-ones-are-paid-off"),
+        pytest.param(1, [("a", 10**12), ("a", 1), ("b", 10**12 + 1), ("b", 1)],
+                     [("a", 10**12), ("b", 10**12 + 1), ("a", 1), ("b", 1)],
+                     id="many-quanta-at-once"),
     ],
 )  # fmt: skip
 def test_tenants_take_turns(
@@ -71,6 +74,27 @@ def test_who_leaves_costs_its_tenant_nothing() -> None:
     ring.add(ticket("a", 3))
     ring.remove(left)
     assert served(ring) == [("b", 4), ("a", 3), ("b", 4)]
+
+
+def test_who_leaves_in_debt_pays_before_it_is_served_again() -> None:
+    ring = ring_of(10, ("a", 35), *[("b", 10)] * 5)
+    ring.serve(head_of(ring))
+    ring.add(ticket("a", 1))
+    assert [tenant for tenant, _ in served(ring)] == ["b", "b", "b", "a", "b", "b"]
+
+
+def test_debts_are_forgotten_once_paid_or_when_nobody_waits() -> None:
+    ring = ring_of(10, ("a", 25), *[("b", 10)] * 4)
+    ring.serve(head_of(ring))
+    for left in (["b", "a"], ["b", "a"], ["b"]):
+        assert list(ring._lanes) == left
+        ring.serve(head_of(ring))
+        ring.check()
+    ring = ring_of(10, ("a", 25), ("b", 10))
+    ring.serve(head_of(ring))
+    ring.serve(head_of(ring))
+    assert not ring
+    assert not ring._lanes
 
 
 def test_who_has_nothing_waiting_saves_nothing_and_is_forgotten() -> None:
@@ -92,7 +116,7 @@ def test_the_one_whose_turn_it_is_may_leave() -> None:
 
 
 def rounds(quantum: int, requests: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Deficit round robin as the paper has it, round by round."""
+    """Surplus round robin as the paper has it, round by round."""
     queues: dict[str, deque[int]] = {}
     for tenant, tokens in requests:
         queues.setdefault(tenant, deque()).append(tokens)
@@ -102,7 +126,7 @@ def rounds(quantum: int, requests: list[tuple[str, int]]) -> list[tuple[str, int
     while active:
         tenant = active.popleft()
         deficits[tenant] += quantum
-        while queues[tenant] and queues[tenant][0] <= deficits[tenant]:
+        while queues[tenant] and deficits[tenant] > 0:
             tokens = queues[tenant].popleft()
             deficits[tenant] -= tokens
             order.append((tenant, tokens))
@@ -145,7 +169,7 @@ def test_two_who_came_together_and_both_wait_differ_by_at_most_quantum_and_large
 
 
 def test_who_is_first_of_a_tenant_depends_on_the_replica_and_the_moment() -> None:
-    ring = TenantRing(100)
+    ring = TenantRing(100, inf)
     cold, warm = ticket("a", 9, Work.everywhere(64)), ticket("a", 9, Work(64, {"r0": 8}, 8))
     ring.add(cold)
     ring.add(warm)
@@ -173,7 +197,7 @@ def test_who_is_first_of_a_tenant_depends_on_the_replica_and_the_moment() -> Non
 def test_turns_are_as_fair_whichever_replicas_ask(
     quantum: int, requests: list[tuple[str, int, int]], asking: list[str | None]
 ) -> None:
-    ring = TenantRing(quantum)
+    ring = TenantRing(quantum, inf)
     left = {"a": 0, "b": 0}
     for tenant, tokens, work in requests:
         ring.add(ticket(tenant, tokens, Work(200, {"r0": work} if work < 200 else {}, work)))
@@ -182,7 +206,6 @@ def test_turns_are_as_fair_whichever_replicas_ask(
     for now, where in enumerate(asking):
         if not all(left.values()):
             break
-        ring.head(now, "r1")  # it may have room, and not take who is next
         head = head_of(ring, now, where)
         ring.serve(head)
         ring.check()
