@@ -1,7 +1,7 @@
 """Where tokens in flight are limited, requests wait their turn, go elsewhere, or are sent away."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -18,7 +18,8 @@ TOKENS = 30
 class Held:
     """Answers each request when it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers: Callable[[Call], Awaitable[None]] = answer) -> None:
+        self._answers = answers
         self.waiting: list[tuple[Call, asyncio.Event]] = []
         self._arrived = asyncio.Condition()
 
@@ -28,7 +29,7 @@ class Held:
             self.waiting.append((call, release))
             self._arrived.notify_all()
         await release.wait()
-        await answer(call)
+        await self._answers(call)
 
     async def until(self, count: int) -> None:
         """Until so many have come."""
@@ -130,6 +131,37 @@ async def test_tenants_take_turns() -> None:
             held.release(index)
         await asyncio.gather(*tasks)
         assert held.names().index("4") < held.names().index("3")
+
+
+@pytest.mark.parametrize(
+    ("queue_order", "expected"),
+    [("response_ratio", ["0", "1", "3", "2"]), ("fcfs", ["0", "1", "2", "3"])],
+)
+async def test_whose_prompt_is_cached_goes_first(queue_order: str, expected: list[str]) -> None:
+    def says(word: str) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": f"{word} " * 2000}]}
+
+    async def says_how_long_it_was(call: Call) -> None:
+        usage = b'"usage":{"prompt_tokens":%d,"completion_tokens":3}' % (len(call.body) // 4)
+        await call.json(b'{"choices":[],' + usage + b"}")
+
+    held = Held(says_how_long_it_was)
+    limits = {"max_tokens": 1, "queue_order": queue_order}
+    async with front(ScriptedReplica("a", held), admission=limits) as router:
+        tasks = [chat(router, "0", **says("warm"))]
+        await held.until(1)
+        held.release(0)
+        await tasks[0]
+        await router.until_idle()
+        tasks += [chat(router, "1")]
+        await held.until(2)
+        tasks += await start_in_turn(router, "2", **says("cold"))
+        tasks += await start_in_turn(router, "3", **says("warm"))
+        for index in range(1, 4):
+            await held.until(index + 1)
+            held.release(index)
+        await asyncio.gather(*tasks)
+        assert held.names() == expected
 
 
 async def test_who_waits_too_long_is_told_when_to_come_again() -> None:
