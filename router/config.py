@@ -205,7 +205,8 @@ class AdmissionConfig(_Section, frozen=True, kw_only=True):
     """Which requests wait in the router, and in what order: when tokens in flight are limited.
 
     Tokens in flight are what admitted requests will occupy in KV caches, prompts and expected
-    answers together. Without `max_tokens`, here or of a replica, nobody waits.
+    answers together. Without `max_tokens`, here or of a replica, nobody waits: engines have queues,
+    too. Limits are for priorities, for fairness between tenants, and for engines without a queue.
 
     max_tokens: Tokens in flight, all models together; beyond it requests wait. One larger than
         this by itself runs when nothing else does. Absent: no limit.
