@@ -1,9 +1,8 @@
 """What waits for admission, in the order it is admitted: by level, then tenants in turn.
 
     model m   level -1   TenantRing     A request starts in the level that is its priority, and
-              level  0   TenantRing     each `aging_s` comes to the next more urgent one. There its
-    model n   level  0   TenantRing     waiting begins anew (`Lane`), and a turn it was saving for
-                                        in the level it left is forgotten.
+              level  0   TenantRing     each `aging_s` comes to the next more urgent one, where its
+    model n   level  0   TenantRing     waiting begins anew (`Lane`).
 
 Nobody ages beyond the most urgent priority that waits: ageing is for passing those who came with
 one, and among those of the same priority a level each `aging_s` would be first come, first served.

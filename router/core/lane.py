@@ -34,6 +34,7 @@ from router.core.ticket import Ticket, Work
 
 # By the bits of their work, only what is not empty; in each by arrival in this level.
 _Buckets = dict[int, list[Ticket]]
+# Whose time is over, and is not told yet, has so much of it left.
 _LEFT_LEAST = 0.01
 
 
