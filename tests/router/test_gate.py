@@ -157,6 +157,7 @@ async def test_whose_prompt_is_cached_goes_first(queue_order: str, expected: lis
         await held.until(2)
         tasks += await start_in_turn(router, "2", **says("cold"))
         tasks += await start_in_turn(router, "3", **says("warm"))
+        await asyncio.sleep(0.05)  # however slow the machine: the warm one has waited, too
         for index in range(1, 4):
             await held.until(index + 1)
             held.release(index)
