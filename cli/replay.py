@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cli.answer import AnswerError
 from cli.chat import API_KEY_VARIABLE, DEFAULT_URL
 from cli.client import first_model, open_client, root_url
-from cli.requests import add_request_arguments, requests_of
+from cli.requests import add_request_arguments, check_at_least_1, flag, requests_of
 
 if TYPE_CHECKING:
     from loadtests.replay.outcome import Outcome
@@ -198,22 +198,15 @@ def _load(options: argparse.Namespace) -> tuple["Load", "Calibration"]:
 
 def _check(options: argparse.Namespace) -> None:
     """Raises ValueError for what no trace or workload would refuse."""
-    for name in ("requests", "concurrency", "max_tokens"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{_flag(name)}: expected at least 1, got {value}")
+    check_at_least_1(options, "requests", "concurrency", "max_tokens")
     for name in ("timeout", "speedup", "slo_ttft", "slo_tpot", "slo_e2e"):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{_flag(name)}: expected a number above 0, got {value}")
+            raise ValueError(f"{flag(name)}: expected a number above 0, got {value}")
     if not 0 < options.scale_tokens <= 1:
         raise ValueError(
             f"--scale-tokens: expected above 0 and at most 1, got {options.scale_tokens}"
         )
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _key_from_environment() -> str | None:

@@ -40,6 +40,19 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def flag(name: str) -> str:
+    """The option whose value argparse keeps under this name."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_at_least_1(options: argparse.Namespace, *names: str) -> None:
+    """Raises ValueError for the first of these that is given, and less."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{flag(name)}: expected at least 1, got {value}")
+
+
 def requests_of(options: argparse.Namespace) -> Callable[[], Iterable["SimRequest"]]:
     """Makes the same requests at every call.
 

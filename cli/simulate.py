@@ -3,12 +3,12 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.requests import add_request_arguments, requests_of
+from cli.requests import add_request_arguments, check_at_least_1, flag, requests_of
 
 if TYPE_CHECKING:
     from loadtests.sim.contest import Told
@@ -90,18 +90,12 @@ def run(options: argparse.Namespace) -> int:
     try:
         routers = _routers(options.policy, _limits(options))
         requests = requests_of(options)
-        preset = PRESETS.get(options.preset)
-        if preset is None:
-            raise ValueError(f"--preset {options.preset}: there are {', '.join(PRESETS)}")
-        for name in ("replicas", "block_size", "cache_blocks"):
-            _check_at_least_1(options, name)
-        if options.eviction not in EVICTIONS:
-            raise ValueError(f"--eviction {options.eviction}: there are {', '.join(EVICTIONS)}")
-        if options.queue_order not in QUEUE_ORDERS:
-            orders = ", ".join(QUEUE_ORDERS)
-            raise ValueError(f"--queue-order {options.queue_order}: there are {orders}")
+        _check_known(options, "preset", PRESETS)
+        check_at_least_1(options, "replicas", "block_size", "cache_blocks")
+        _check_known(options, "eviction", EVICTIONS)
+        _check_known(options, "queue_order", QUEUE_ORDERS)
         spec = ReplicaSpec(
-            preset=preset,
+            preset=PRESETS[options.preset],
             block_size=options.block_size,
             cache_blocks=options.cache_blocks,
             eviction=options.eviction,
@@ -128,10 +122,10 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_at_least_1(options: argparse.Namespace, name: str) -> None:
+def _check_known(options: argparse.Namespace, name: str, known: Collection[str]) -> None:
     value = getattr(options, name)
-    if value is not None and value < 1:
-        raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+    if value not in known:
+        raise ValueError(f"{flag(name)} {value}: there are {', '.join(known)}")
 
 
 def _limits(options: argparse.Namespace) -> "Limits | None":
@@ -141,14 +135,10 @@ def _limits(options: argparse.Namespace) -> "Limits | None":
     from loadtests.sim.gated import Limits
     from router.core.admission_queue import QueueOrder
 
-    for name in ("max_tokens", "replica_max_tokens"):
-        _check_at_least_1(options, name)
+    check_at_least_1(options, "max_tokens", "replica_max_tokens")
     if not options.queue_timeout > 0:
         raise ValueError(f"--queue-timeout: expected more than 0, got {options.queue_timeout:g}")
-    orders = get_args(QueueOrder)
-    if options.router_queue not in orders:
-        there = ", ".join(orders)
-        raise ValueError(f"--router-queue {options.router_queue}: there are {there}")
+    _check_known(options, "router_queue", get_args(QueueOrder))
     if options.max_tokens is None and options.replica_max_tokens is None:
         return None
     return Limits(
