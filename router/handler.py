@@ -195,7 +195,7 @@ def _ticket(
     text_bytes = len(request.body if prompt is None else prompt)
     return Ticket(
         model=model.name,
-        tokens=model.tokens_of(text_bytes, view.expected_output_tokens),
+        tokens=model.cost.request_tokens(text_bytes, view.expected_output_tokens),
         tenant=tenant_of(request),
         priority=priority_of(request, view.priority),
         body_bytes=len(request.body),

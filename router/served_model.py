@@ -209,11 +209,6 @@ class ServedModel:
             default=0,
         )
 
-    def tokens_of(self, prompt_bytes: int, output_tokens_max: int | None) -> int:
-        """What a request will occupy in a KV cache, about: at least 1."""
-        prompt_tokens = prompt_bytes / self.cost.bytes_per_token
-        return int(prompt_tokens + self.cost.expected_output_tokens(output_tokens_max)) or 1
-
     def work_of(self, prompt: bytes, namespace: Namespace) -> Work:
         """What each replica would have to compute of a prompt, about."""
         match = self._event_caches.by_replica(self.tree.match(namespace, prompt))

@@ -103,8 +103,7 @@ class Ours:
 
     def tokens_of(self, request: SimRequest) -> int:
         """What it will occupy in a KV cache, about: at least 1."""
-        prompt_tokens = len(request.prompt.tobytes()) / self._cost.bytes_per_token
-        return int(prompt_tokens + self._cost.expected_output_tokens(None)) or 1
+        return self._cost.request_tokens(len(request.prompt.tobytes()), None)
 
     def work_of(self, request: SimRequest) -> Work:
         """What each replica would have to compute of its prompt, about."""

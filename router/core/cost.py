@@ -166,6 +166,11 @@ class CostModel:
         """How long an answer will be: as the others were, at most what the request allows."""
         return self.output_tokens if tokens_max is None else min(self.output_tokens, tokens_max)
 
+    def request_tokens(self, prompt_bytes: int, output_tokens_max: int | None) -> int:
+        """What a request will occupy in a KV cache, about: at least 1."""
+        prompt_tokens = prompt_bytes / self.bytes_per_token
+        return int(prompt_tokens + self.expected_output_tokens(output_tokens_max)) or 1
+
     def _observed(self) -> None:
         """Publish once per as many samples as there are replicas, the first ones sooner: O(1) a
         sample on the whole."""
