@@ -13,7 +13,7 @@ import msgspec
 
 from protocol.errors import BadRequest, Overloaded
 from router.config import RouterConfig
-from router.core.admission import LOOKS, Admission
+from router.core.admission import Admission
 from router.core.ticket import Ticket, TicketState
 from router.dataplane.http1 import Request
 from router.metrics import RouterMetrics
@@ -88,7 +88,7 @@ class Gate:
     def tick(self, now: float) -> None:
         """Ends waits that are too long, looks again at who waits; about ten times a second."""
         self._turn_away(self.admission.expire(now), now)
-        self.admission.queue.look(LOOKS)
+        self.admission.look_again()
         self.pump(now)
 
     def _turn_away(self, tickets: Iterable[Ticket], now: float) -> None:

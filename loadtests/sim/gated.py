@@ -11,7 +11,7 @@ from loadtests.sim.router import Load, ReplicaFacts
 from protocol.errors import Overloaded
 from protocol.kv_events import KvEvent
 from router.config import AdmissionConfig
-from router.core.admission import LOOKS, Admission
+from router.core.admission import Admission
 from router.core.admission_queue import QueueOrder
 from router.core.policy import Policy
 from router.core.ticket import Ticket, TicketState
@@ -94,7 +94,7 @@ class Gated:
 
     def tick(self, now: float) -> None:
         self._end_waits(self._admission.expire(now), now)
-        self._admission.queue.look(LOOKS)
+        self._admission.look_again()
         self._pump(now)
 
     def first_token(self, request: SimRequest, replica: int, now: float) -> None:

@@ -33,7 +33,7 @@ The wiring. `owner` is the caller's request; room is kept from a ticket's admiss
     pump       while one := admission.admit_next(now): one.owner.start()       # it assigns
     apply      after a transition: admission.capacity.set_routable(model, those that are); pump
     tick       for one in admission.expire(now): one.owner.fail(admission.refusal(one, now));
-               admission.queue.look(LOOKS); pump
+               admission.look_again(); pump
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ from router.core.ids import ReplicaId
 from router.core.model_turns import ModelTurns
 from router.core.ticket import LEVELS, Ticket, TicketState, clamped
 
-# Whose caches are looked at again at each tick: ten ticks a second, each look some 20 µs.
-LOOKS = 8
+# How many are looked at again at each tick: ten ticks a second, each look some 20 µs.
+_LOOKS = 8
 _RETRY_AFTER_S_LEAST = 1.0
 _RETRY_AFTER_S_MOST = 60.0
 # While nothing has been seen leaving.
@@ -230,6 +230,10 @@ class Admission:
             self._left_queue(ticket, now)
         return expired
 
+    def look_again(self) -> None:
+        """Some of those that wait are asked anew what they would have to compute: pump."""
+        self.queue.look(_LOOKS)
+
     def refusal(self, ticket: Ticket, now: float) -> Overloaded:
         """What to answer one that was shed or has expired."""
         if ticket.state is TicketState.EXPIRED:
@@ -354,6 +358,7 @@ class Admission:
         self.counters.waited_s += ticket.waited_s
         if not self.queue.requests:
             self._drain.stop(now)
+            self.capacity.forget_kept()
 
     def __repr__(self) -> str:
         return f"<Admission {self.capacity!r}; {self.queue!r}>"
@@ -367,6 +372,7 @@ class Admission:
         assert self.queue.body_bytes <= self._queue_bytes
         assert all(ticket.state is _WAITING for ticket in self.queue)
         assert all(ticket.state is _ADMITTED for ticket in self.capacity)
+        assert self.queue.requests or not self.capacity.keeps
         counters = self.counters
         assert counters.queued == counters.left_queue + self.queue.requests
         turned_away = counters.shed + counters.expired + counters.withdrawn

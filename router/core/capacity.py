@@ -97,6 +97,20 @@ class Capacity:
         self.in_flight_tokens -= ticket.tokens
         self._displace(ticket, self.models[ticket.model])
 
+    def forget_kept(self) -> None:
+        """Nobody waits: no replica is kept for anybody."""
+        for room in self.models.values():
+            room.forget_kept()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a replica is kept for somebody."""
+        return any(
+            replica.kept_for is not None
+            for room in self.models.values()
+            for replica in room.replicas.values()
+        )
+
     def _displace(self, ticket: Ticket, room: ModelRoom) -> None:
         if ticket.replica is None:
             room.unplaced_tokens -= ticket.tokens

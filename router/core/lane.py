@@ -65,21 +65,17 @@ class Lane:
             yield from bucket
 
     def add(self, ticket: Ticket) -> None:
-        bits = ticket.its_work.tokens.bit_length()
-        _add(self._common, bits, ticket)
-        for replica, tokens in ticket.its_work.less.items():
-            if (less_bits := tokens.bit_length()) < bits:
-                _add(self._warm.setdefault(replica, {}), less_bits, ticket)
+        _add(self._common, ticket.its_work.tokens.bit_length(), ticket)
+        for replica, bits in _warm_places(ticket.its_work):
+            _add(self._warm.setdefault(replica, {}), bits, ticket)
 
     def remove(self, ticket: Ticket) -> None:
-        bits = ticket.its_work.tokens.bit_length()
-        _remove(self._common, bits, ticket)
-        for replica, tokens in ticket.its_work.less.items():
-            if (less_bits := tokens.bit_length()) < bits:
-                buckets = self._warm[replica]
-                _remove(buckets, less_bits, ticket)
-                if not buckets:
-                    del self._warm[replica]
+        _remove(self._common, ticket.its_work.tokens.bit_length(), ticket)
+        for replica, bits in _warm_places(ticket.its_work):
+            buckets = self._warm[replica]
+            _remove(buckets, bits, ticket)
+            if not buckets:
+                del self._warm[replica]
 
     def weigh(self, ticket: Ticket, work: Work) -> None:
         """Its work is another now."""
@@ -131,11 +127,17 @@ class Lane:
                     tokens = work.less[replica] if replica else work.tokens
                     assert tokens.bit_length() == bits > 0
                 places += len(bucket)
-        assert places == sum(
-            1 + sum(n.bit_length() < one.its_work.tokens.bit_length() for n in less.values())
-            for one in self
-            if (less := one.its_work.less) is not None
-        )
+        assert places == sum(1 + len(_warm_places(one.its_work)) for one in self)
+
+
+def _warm_places(work: Work) -> list[tuple[ReplicaId, int]]:
+    """The replicas for which it lies in a bucket of their own, and which: the bits of its work."""
+    bits = work.tokens.bit_length()
+    return [
+        (replica, less_bits)
+        for replica, tokens in work.less.items()
+        if (less_bits := tokens.bit_length()) < bits
+    ]
 
 
 def _add(buckets: _Buckets, bits: int, ticket: Ticket) -> None:

@@ -145,18 +145,17 @@ def candidates(query: RouteQuery, view: FleetView) -> Sequence[Replica]:
 
 def work_of(query: RouteQuery, view: FleetView) -> Work:
     """What each replica would have to compute of the prompt."""
-    match, most = query.match, 0
-    whole = int(len(query.prompt) / query.bytes_per_token + 0.5) or 1
-    less: dict[ReplicaId, int] = {}
-    for one in view.routable:
-        if one.id in match.confirmed or one.id in match.predicted:
-            less[one.id] = tokens = split_prompt(query, one, match).uncached
-        else:
-            tokens = whole
-        most = max(most, tokens)
-    most = most or whole
-    less = {replica: tokens for replica, tokens in less.items() if tokens < most}
-    return Work(most, less, min(less.values(), default=most))
+    match, routable = query.match, view.routable
+    held = {
+        one.id: split_prompt(query, one, match).uncached
+        for one in routable
+        if one.id in match.confirmed or one.id in match.predicted
+    }
+    if held and len(held) == len(routable):
+        most = max(held.values())
+    else:
+        most = int(len(query.prompt) / query.bytes_per_token + 0.5) or 1
+    return Work.of(most, {name: tokens for name, tokens in held.items() if tokens < most})
 
 
 def split_prompt(query: RouteQuery, replica: Replica, match: Match) -> PromptSplit:

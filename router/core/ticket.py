@@ -44,8 +44,12 @@ class Work(NamedTuple):
     least: int
 
     @classmethod
+    def of(cls, tokens: int, less: Mapping[ReplicaId, int]) -> Work:
+        return cls(tokens, less, min(less.values(), default=tokens))
+
+    @classmethod
     def everywhere(cls, tokens: int) -> Work:
-        return cls(tokens, {}, tokens)
+        return cls.of(tokens, {})
 
 
 @dataclass(slots=True, eq=False)

@@ -78,6 +78,9 @@ class ModelRoom:
         self._largest_limit = max(limits, default=0)
         self.limited = any(limit != NO_LIMIT for limit in limits)
         self._roomy = None
+        self.forget_kept()
+
+    def forget_kept(self) -> None:
         for replica in self.replicas.values():
             replica.kept_for = None
 
@@ -97,12 +100,10 @@ class ModelRoom:
 
     def fits(self, tokens: int) -> bool:
         """Whether one more request finds room, beside what is not placed yet."""
-        needed = min(tokens, self._largest_limit) + self.unplaced_tokens
-        roomy = self._roomy
-        if roomy is not None and roomy.in_flight_tokens + needed <= roomy.max_tokens:
+        if self._roomy is not None and self.has_room(self._roomy, tokens):
             return True
         for replica in self.routable:
-            if replica.in_flight_tokens + needed <= replica.max_tokens:
+            if self.has_room(replica, tokens):
                 self._roomy = replica
                 return True
         return False

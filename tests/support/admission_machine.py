@@ -174,7 +174,7 @@ class AdmissionAgainstLists(RuleBasedStateMachine, AdmissionChecks):
         most, *least = self.works[ticket]
         replicas = zip(self.model.limits[ticket.model], least, strict=True)
         less = {replica: tokens for replica, tokens in replicas if tokens < most}
-        return Work(most, less, min(least))
+        return Work.of(most, less)
 
     @precondition(lambda self: self.model.waiting)
     @rule(pick=PICKS, work=WORKS, count=st.sampled_from([1, 3, 100]), later=st.booleans())

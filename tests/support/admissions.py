@@ -51,7 +51,7 @@ def offer(
     ticket = Ticket(model, tokens, tenant, priority, body_bytes)
     if work is not None:
         most, less = work
-        ticket.work = lambda: Work(most, less, min(less.values(), default=most))
+        ticket.work = lambda: Work.of(most, less)
     admission.offer(ticket, now)
     if ticket.state is TicketState.ADMITTED:
         place(admission, ticket)

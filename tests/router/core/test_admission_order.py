@@ -87,7 +87,7 @@ def test_who_waits_is_looked_at_anew_in_turn() -> None:
     admission = admission_of(queue_requests=9)
     running = offer(admission, 10)
     waiting = [offer(admission, 10, work=(100, {})) for _ in range(4)]
-    now_cached = Work(100, {"m0": 1}, 1)
+    now_cached = Work.of(100, {"m0": 1})
     for ticket in waiting:
         ticket.work = lambda: now_cached
     admission.queue.look(2)

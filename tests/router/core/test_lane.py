@@ -32,7 +32,7 @@ def cold(tokens: int) -> Work:
 
 
 def warm_on(replica: str, tokens: int, whole: int = 1000) -> Work:
-    return Work(whole, {replica: tokens}, tokens)
+    return Work.of(whole, {replica: tokens})
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def lives(draw: st.DrawFn) -> Waiting:
             for replica in "ab"
             if (least := draw(st.integers(1, 2 * tokens))) < tokens
         }
-        made.append((float(came), Work(tokens, less, min(less.values(), default=tokens))))
+        made.append((float(came), Work.of(tokens, less)))
     return made
 
 

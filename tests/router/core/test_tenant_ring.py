@@ -170,7 +170,7 @@ def test_two_who_came_together_and_both_wait_differ_by_at_most_quantum_and_large
 
 def test_who_is_first_of_a_tenant_depends_on_the_replica_and_the_moment() -> None:
     ring = TenantRing(100, inf)
-    cold, warm = ticket("a", 9, Work.everywhere(64)), ticket("a", 9, Work(64, {"r0": 8}, 8))
+    cold, warm = ticket("a", 9, Work.everywhere(64)), ticket("a", 9, Work.of(64, {"r0": 8}))
     ring.add(cold)
     ring.add(warm)
     assert [head_of(ring, 1.0, where) for where in ("r0", "r1", None)] == [warm, cold, warm]
@@ -200,12 +200,13 @@ def test_turns_are_as_fair_whichever_replicas_ask(
     ring = TenantRing(quantum, inf)
     left = {"a": 0, "b": 0}
     for tenant, tokens, work in requests:
-        ring.add(ticket(tenant, tokens, Work(200, {"r0": work} if work < 200 else {}, work)))
+        ring.add(ticket(tenant, tokens, Work.of(200, {"r0": work} if work < 200 else {})))
         left[tenant] += tokens
     got = {"a": 0, "b": 0}
     for now, where in enumerate(asking):
         if not all(left.values()):
             break
+        ring.head(now, "r1")  # it may have room, and not take who is next
         head = head_of(ring, now, where)
         ring.serve(head)
         ring.check()
